@@ -1,0 +1,24 @@
+#!/bin/sh
+# Make the virtual environment $VENV with all that gn_det needs. Safe to run again; asks nothing.
+set -eu
+venv=${VENV:-.venv}
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
+    echo "error: gn_det needs Python 3.11 or newer, and '$python' is not: name one with make PYTHON=..." >&2
+    exit 2
+}
+if [ ! -x "$venv/bin/python" ]; then
+    echo "Making $venv ..."
+    "$python" -m venv "$venv"
+fi
+echo "Installing PyTorch, detectron2's needs and gn_det into $venv (the first time some GB, a few minutes) ..."
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+if "$venv/bin/python" -c 'import detectron2, sys; sys.exit("LabGym" in detectron2.__file__)' 2>/dev/null; then
+    echo "Using the detectron2 that is in $venv."
+    pip install -c constraints.txt -e '.[dev,draw]'
+else
+    pip install -c constraints.txt -e '.[dev,draw]' ./packaging/labgym_bridge
+    # Last, because pip would otherwise complain that labgym's own needs, which detectron2 has not, are missing.
+    pip install --no-deps --ignore-requires-python --require-hashes -r packaging/labgym.txt
+fi
+"$venv/bin/python" -W ignore -c 'import gn_det, detectron2; print("gn_det", gn_det.__version__, "with detectron2", detectron2.__version__)'
