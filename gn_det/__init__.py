@@ -1,0 +1,23 @@
+"""Group Normalization (Wu & He, ECCV 2018, arXiv 1803.08494) for detectron2. Importing it registers its parts."""
+
+import warnings
+
+try:
+    with warnings.catch_warnings():  # detectron2 still uses torch.jit.script, which its user can do nothing about
+        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+        import detectron2.modeling  # noqa: F401
+except ImportError as error:
+    if error.name != "detectron2":
+        raise
+    raise ImportError(
+        "gn_det needs detectron2, which is not on PyPI: install it from https://github.com/facebookresearch/detectron2 "
+        "or conda-forge, or run 'make demo' in gn_det's checkout, which installs one (see packaging/README.md)."
+    ) from None
+
+from . import datasets  # noqa: F401
+from .backbone import build_gn_resnet_backbone, build_gn_resnet_fpn_backbone  # noqa: F401
+from .config import add_gn_det_config, check_config, get_cfg  # noqa: F401
+from .errors import GNDetError  # noqa: F401
+from .roi_heads import FastRCNN4Conv1FCGNHead, MaskRCNNConvUpsampleGNHead, Res5GNROIHeads  # noqa: F401
+
+__version__ = "0.1.0"

@@ -1,0 +1,217 @@
+"""The keys that gn_det adds to detectron2's config, reading of configs, and refusal of what cannot work."""
+
+import contextlib
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as detectron2_get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .errors import GNDetError
+from .norm import NORM_KEYS, PER_SAMPLE, check_norm, did_you_mean, get_key
+
+# The part that each norm key belongs to: the key that names it, and gn_det's own parts, which follow the whole switch.
+_PARTS = {
+    "MODEL.RESNETS.NORM": ("MODEL.BACKBONE.NAME", ("build_gn_resnet_backbone", "build_gn_resnet_fpn_backbone")),
+    "MODEL.FPN.NORM": ("MODEL.BACKBONE.NAME", ("build_gn_resnet_fpn_backbone",)),
+    "MODEL.ROI_BOX_HEAD.NORM": ("MODEL.ROI_BOX_HEAD.NAME", ("FastRCNN4Conv1FCGNHead",)),
+    "MODEL.ROI_MASK_HEAD.NORM": ("MODEL.ROI_MASK_HEAD.NAME", ("MaskRCNNConvUpsampleGNHead",)),
+}
+_DEPTHS = (18, 34, 50, 101, 152)
+
+
+def add_gn_det_config(cfg: CfgNode) -> None:
+    """Add gn_det's keys, ``MODEL.GN``, to a detectron2 config. Nothing that is there is changed."""
+    cfg.MODEL.GN = CfgNode()
+    # The number of groups G, or the channels of a group C/G (Table 3 of the paper): one of the two, the other is -1.
+    cfg.MODEL.GN.NUM_GROUPS = 32
+    cfg.MODEL.GN.CHANNELS_PER_GROUP = -1
+    cfg.MODEL.GN.EPS = 1e-5
+    # Scale 0 in each residual block's last norm: the paper's ImageNet recipe, not Detectron's for COCO from scratch.
+    cfg.MODEL.GN.ZERO_INIT_RESIDUAL = False
+    # The name of the config file, for records. load_config fills it in.
+    cfg.MODEL.GN.CONFIG = ""
+
+
+def get_cfg() -> CfgNode:
+    """detectron2's default config with gn_det's keys."""
+    cfg = detectron2_get_cfg()
+    add_gn_det_config(cfg)
+    return cfg
+
+
+def config_dir() -> Path:
+    """The folder of the shipped configs: in the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """The file of a config: a path, or the name of a shipped one (``mask_rcnn_R50_FPN_gn``).
+
+    Raises:
+        GNDetError: there is no such file.
+    """
+    path = Path(name).expanduser()
+    shipped = config_dir() / Path(name).with_suffix(".yaml").name
+    if path.is_file() or (shipped.is_file() and path.parent.name in ("", "configs")):
+        return path if path.is_file() else shipped
+    known = sorted(p.stem for p in config_dir().glob("*.yaml"))
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the shipped ones lie in {config_dir()}."
+    raise GNDetError(f"There is no config {name}; {hint}")
+
+
+def load_config(name: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The config of a file (or shipped name) with ``KEY VALUE`` overrides.
+
+    Raises:
+        GNDetError: no such file, not YAML, unknown key (with the nearest known one), or a value of the wrong type.
+    """
+    cfg = get_cfg()
+    path = find_config(name)
+    with _as_sentence(cfg, str(path)):
+        # detectron2's default would run the Python tags of a YAML file.
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+    if len(opts) % 2:
+        raise GNDetError(f"The overrides on the command line are KEY VALUE pairs, but {opts[-1]!r} stands alone.")
+    with _as_sentence(cfg, "the command line"):
+        cfg.merge_from_list(list(opts))
+    # A config.yaml that a run has left in its OUTPUT_DIR says which one it was.
+    cfg.MODEL.GN.CONFIG = cfg.MODEL.GN.CONFIG or path.stem
+    return cfg
+
+
+@contextlib.contextmanager
+def _as_sentence(cfg: CfgNode, where: str) -> Iterator[None]:
+    """Turn what yacs, yaml and fvcore raise while they merge into one sentence."""
+    try:
+        yield
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise GNDetError(f"{where}{line} is not a plain YAML config: {problem}.") from None
+    except FileNotFoundError as error:
+        raise GNDetError(f"{where}: its _BASE_ {error.filename} is not there.") from None
+    except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
+        raise GNDetError(f"{where}: {_explain(cfg, str(error).strip(chr(34) + chr(39)))}") from None
+
+
+def _explain(cfg: CfgNode, message: str) -> str:
+    if key := re.search(r"Non-existent (?:config )?key: (\S+)", message):
+        name = key[1].strip("'\"")
+        if name.startswith("-"):
+            return f"the option {name} must stand before the KEY VALUE pairs."
+        return f"there is no config key {name}{did_you_mean(name, _all_keys(cfg))}."
+    types = r"Type mismatch \(<class '(\w+)'> vs. <class '(\w+)'>\) with values \(.* vs. (.*)\) for config key: (\S+)"
+    if m := re.search(types, message, re.DOTALL):
+        want, got, value, name = m.groups()
+        hint = f" (write {value}.0)" if (want, got) == ("float", "int") else ""
+        return f"{name} takes a value of type {want}, not the {got} {value}{hint}."
+    if "is not iterable" in message or "NoneType" in message:
+        return "holds no config (it is empty, or not KEY: VALUE lines)."
+    return message.splitlines()[0] if message else "is not a config."
+
+
+def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, value in node.items():
+        keys += _all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+    return keys
+
+
+def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool = False) -> None:
+    """Refuse what detectron2 would train or evaluate wrongly without a word.
+
+    Args:
+        has_checkpoint: all weights come from a checkpoint of this very model (``--resume``), so that an empty
+            ``MODEL.WEIGHTS`` does not mean random ones.
+        eval_only: nothing is trained, so only ``DATASETS.TEST`` matters.
+
+    Raises:
+        GNDetError: the first thing found, in one sentence.
+    """
+    for key in NORM_KEYS:
+        check_norm(cfg, key)
+        _check_part(cfg, key)
+    _check_resnet(cfg)
+    if not cfg.MODEL.WEIGHTS and not has_checkpoint:
+        _check_scratch(cfg)
+    if not eval_only:
+        _check_solver(cfg)
+    for name in (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        _check_classes(cfg, name)
+
+
+def _check_part(cfg: CfgNode, key: str) -> None:
+    """detectron2's own parts know GN only with 32 groups and eps 1e-5, another LN, and no IN."""
+    norm, (name_key, ours) = get_key(cfg, key), _PARTS[key]
+    name = get_key(cfg, name_key)
+    default = cfg.MODEL.GN.NUM_GROUPS == 32 and cfg.MODEL.GN.CHANNELS_PER_GROUP <= 0 and cfg.MODEL.GN.EPS == 1e-5
+    if norm not in PER_SAMPLE or (norm == "GN" and default) or name in ours:
+        return
+    if key == "MODEL.FPN.NORM" and "fpn" not in name:
+        return  # no FPN, so nobody reads the key
+    what = f"{norm} with MODEL.GN changed" if norm == "GN" else norm
+    raise GNDetError(
+        f"{key} is {what}, which {name_key} {name!r} does not have in the paper's meaning: set {name_key} to {ours[-1]}."
+    )
+
+
+def _check_resnet(cfg: CfgNode) -> None:
+    resnets = cfg.MODEL.RESNETS
+    if "resnet" not in cfg.MODEL.BACKBONE.NAME:
+        return
+    if resnets.DEPTH not in _DEPTHS:
+        raise GNDetError(f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}; there is {', '.join(map(str, _DEPTHS))}.")
+    if resnets.DEPTH < 50 and resnets.RES2_OUT_CHANNELS != 64:
+        raise GNDetError(
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}, and must be 64 for DEPTH {resnets.DEPTH}."
+        )
+    ours = cfg.MODEL.BACKBONE.NAME.startswith("build_gn_")
+    if ours and resnets.STRIDE_IN_1X1 and resnets.DEPTH >= 50:
+        raise GNDetError(
+            f"MODEL.RESNETS.STRIDE_IN_1X1 is True, but {cfg.MODEL.BACKBONE.NAME} has the stride on the 3x3, as all "
+            "published GN weights have: set it to False."
+        )
+
+
+def _check_scratch(cfg: CfgNode) -> None:
+    if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+        raise GNDetError(
+            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}: the first layers "
+            "would stay random for ever (this cost Detectron's first from-scratch numbers 3.3 box AP); set FREEZE_AT to 0 "
+            "to train from scratch, or name weights."
+        )
+    frozen = [key for key in NORM_KEYS if get_key(cfg, key) == "FrozenBN"]
+    if frozen:
+        raise GNDetError(
+            f"{frozen[0]} is FrozenBN and MODEL.WEIGHTS is empty: BN* keeps the statistics of pre-trained weights, and "
+            "without them normalises nothing; name weights, or take GN."
+        )
+
+
+def _check_solver(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    for name in ("BASE_LR", "IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD"):
+        if solver[name] <= 0:
+            raise GNDetError(f"SOLVER.{name} is {solver[name]}, and must be above 0.")
+    if not cfg.DATASETS.TRAIN:
+        raise GNDetError("DATASETS.TRAIN is empty: name a data set, or give --train-json and --train-images.")
+
+
+def _check_classes(cfg: CfgNode, name: str) -> None:
+    if name not in DatasetCatalog:
+        known = did_you_mean(name, DatasetCatalog.list())
+        raise GNDetError(f"There is no data set {name!r}{known}; your own goes in by --train-json and --train-images.")
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise GNDetError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the data set {name} has "
+            f"{len(classes)} classes: set it to {len(classes)}."
+        )
