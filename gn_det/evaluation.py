@@ -1,0 +1,127 @@
+"""COCO AP through the stock evaluator; each evaluation leaves a record.
+
+AP is in percent (0 to 100), averaged over IoU 0.50:0.95; AP50 and AP75 at one IoU; APs, APm, APl for objects below 32^2,
+between, and above 96^2 square pixels; AR1, AR10, AR100 the recall with so many detections an image.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import COCOEvaluator as StockCOCOEvaluator
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+from .errors import GNDetError
+from .records import METRICS, format_table, make_record, write_record
+
+logger = logging.getLogger(__name__)
+
+_RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+class COCOEvaluator(StockCOCOEvaluator):
+    """The stock evaluator, which also gives the recalls, and 0 instead of NaN where nothing was detected."""
+
+    def _derive_coco_results(self, coco_eval, iou_type: str, class_names: list[str] | None = None) -> dict:
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if coco_eval is not None:
+            stats = coco_eval.stats[6:12]
+            return results | {name: 100 * s if s >= 0 else math.nan for name, s in zip(_RECALLS, stats, strict=True)}
+        there = {a["category_id"] for a in self._coco_api.dataset["annotations"] if not a.get("iscrowd")}
+        if not there:
+            return results
+        classes = zip(class_names or (), self._metadata.thing_dataset_id_to_contiguous_id, strict=True)
+        per_class = {f"AP-{name}": 0.0 if number in there else math.nan for name, number in classes}
+        return dict.fromkeys((*METRICS, *_RECALLS), 0.0) | per_class
+
+    def load_detections(self, path: str | Path) -> None:
+        """Take detections from a file in COCO's result format in the place of a model's output.
+
+        Raises:
+            GNDetError: no such file, not that format, or an image or category that the data set does not have.
+        """
+        rows = _read_detections(path)
+        images = set(self._coco_api.getImgIds())
+        classes = self._metadata.thing_dataset_id_to_contiguous_id
+        for row in rows:
+            for key, known in (("image_id", images), ("category_id", classes)):
+                if row[key] not in known:
+                    raise GNDetError(f"{path}: there is a detection for {key} {row[key]}, which the annotations lack.")
+        self.reset()
+        detections = [{**row, "category_id": classes[row["category_id"]]} for row in rows]
+        self._predictions = [{"image_id": None, "instances": detections}]
+
+
+def _read_detections(path: str | Path) -> list[dict]:
+    try:
+        rows = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise GNDetError(f"The detections {path} cannot be read: {error}.") from None
+    keys = {"image_id", "category_id", "score"}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
+        raise GNDetError(f"{path} is not in COCO's result format: a list of objects with {', '.join(sorted(keys))}.")
+    bad = sum(not isinstance(row["score"], int | float) or not math.isfinite(row["score"]) for row in rows)
+    if bad:  # the COCO API would rank a NaN first and score it 100
+        raise GNDetError(f"{path}: {bad} detections have a score that is not a finite number.")
+    return rows
+
+
+def evaluate_detections(dataset_name: str, path: str | Path) -> dict:
+    """AP and AR of given detections on a registered data set: {"bbox": {...}} and, where they have masks, "segm".
+
+    Raises:
+        GNDetError: as :meth:`COCOEvaluator.load_detections`.
+    """
+    evaluator = COCOEvaluator(dataset_name, tasks=_tasks(_read_detections(path)), distributed=False)
+    evaluator.load_detections(path)
+    return evaluator.evaluate()
+
+
+def _tasks(rows: list[dict]) -> tuple[str, ...]:
+    kinds = {"bbox": "bbox", "segmentation": "segm"}
+    return tuple(task for key, task in kinds.items() if any(key in row for row in rows)) or ("bbox",)
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+    """For boxes and, with ``MODEL.MASK_ON``, masks; its files go to ``OUTPUT_DIR/inference/DATASET``."""
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    return COCOEvaluator(dataset_name, tasks, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name))
+
+
+def evaluate(cfg: CfgNode, model: nn.Module, dataset_name: str, loader, iteration: int | None = None) -> dict:
+    """Run the model over a data set; on the main process write the record and print the table.
+
+    Args:
+        iteration: iterations trained, for the record; None where a given model is evaluated.
+
+    Returns:
+        {"bbox": {"AP": percent, ...}, "segm": {...}}; empty on other processes.
+    """
+    seconds: list[float] = []
+    begun = []
+    callbacks: dict[str, Callable[[], None]] = {
+        "before_inference": lambda: begun.append(_now()),
+        "after_inference": lambda: seconds.append(_now() - begun[-1]),
+    }
+    results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks)
+    if not comm.is_main_process():
+        return {}
+    record = make_record(cfg, dataset_name, results, seconds_per_image=sorted(seconds)[len(seconds) // 2])
+    record["iteration"] = iteration
+    path = write_record(cfg.OUTPUT_DIR, record)
+    logger.info(f"{format_table(record)}\nThis evaluation is recorded in {path}")
+    return results
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,130 @@
+"""A result as data: AP with config, weights, seed, versions, hardware, commit and date; and the table that shows it."""
+
+import datetime
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import detectron2
+import torch
+import torchvision
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from .config import config_dir, load_config
+from .model_zoo import published
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in percent, see evaluation.py
+# What differs between machines and runs, and not between models.
+_NOT_RECIPE = ("OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD", "VIS_PERIOD")
+
+
+def make_record(cfg: CfgNode, dataset_name: str, results: dict, seconds_per_image: float | None = None) -> dict:
+    """What a number needs beside it: config, weights, data, AP, seed, versions, hardware, commit, date."""
+    name = cfg.MODEL.GN.CONFIG
+    return {
+        "config": name,
+        "config_sha256": config_digest(cfg),
+        "changed": changed_keys(cfg),
+        "weights": cfg.MODEL.WEIGHTS,
+        "dataset": dataset_name,
+        "box": _finite(results.get("bbox")),
+        "mask": _finite(results.get("segm")),
+        "published": published(name),
+        "seconds_per_image": seconds_per_image,
+        "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
+        "processes": comm.get_world_size(),
+        "seed": cfg.SEED,
+        **environment(cfg.MODEL.DEVICE),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _finite(metrics: dict | None) -> dict | None:
+    """Rounded for the eye; None instead of NaN, which JSON does not have."""
+    return metrics and {k: round(v, 4) if math.isfinite(v) else None for k, v in metrics.items()}
+
+
+def config_digest(cfg: CfgNode) -> str:
+    """sha256 of the whole config but for the keys that say where and on what it runs."""
+    flat = {k: v for k, v in _flat(yaml.safe_load(cfg.dump())).items() if k not in _NOT_RECIPE}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+def changed_keys(cfg: CfgNode) -> dict | None:
+    """The keys whose values are not those of the shipped config of that name; None where it is not a shipped one."""
+    shipped = config_dir() / f"{cfg.MODEL.GN.CONFIG}.yaml"
+    if not cfg.MODEL.GN.CONFIG or not shipped.is_file():
+        return None
+    there, here = (_flat(yaml.safe_load(c.dump())) for c in (load_config(str(shipped)), cfg))
+    return {k: v for k, v in here.items() if v != there.get(k) and k not in _NOT_RECIPE}
+
+
+def _flat(node: dict, prefix: str = "") -> dict:
+    flat: dict = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def environment(device: str) -> dict:
+    """Versions, hardware and the commit of the checkout, where there is one."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    copy = " (labgym's copy)" if "LabGym" in Path(detectron2.__file__).parts else ""
+    versions["detectron2"] = detectron2.__version__ + copy
+    hardware = {"device": device, "cores": os.cpu_count(), "cpu": _cpu_name()}
+    if device.startswith("cuda"):
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return {"versions": versions, "hardware": hardware, "commit": _commit()}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def write_record(folder: str, record: dict) -> Path:
+    """Write the record as ``FOLDER/records/CONFIG-DATASET[-ITERATION].json`` and return the path."""
+    parts = [record["config"] or "config", record["dataset"]]
+    if record.get("iteration") is not None:
+        parts.append(f"{record['iteration']:07d}")
+    path = Path(folder) / "records" / ("-".join(parts).replace(os.sep, "_") + ".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(part, path)
+    return path
+
+
+def format_table(record: dict) -> str:
+    """Box and mask AP as a table, with the published row under it where the data set is the paper's."""
+    metrics = [(kind, key) for kind in ("box", "mask") if record[kind] for key in METRICS]
+    changed = f" ({len(record['changed'])} keys changed)" if record["changed"] else ""
+    rows = [[f"{record['config'] or 'this model'}{changed}", *(record[kind].get(key) for kind, key in metrics)]]
+    paper = record["published"]
+    if paper and record["dataset"].startswith("coco_2017_val"):
+        rows.append([paper["source"], *((paper[kind] or {}).get(key) for kind, key in metrics)])
+    headers = [record["dataset"], *(f"{kind} {key}" for kind, key in metrics)]
+    return tabulate(rows, headers, tablefmt="github", floatfmt=".1f", missingval="-")

@@ -1,0 +1,271 @@
+"""From a command line to a run: arguments, setup, processes, and what is said at the end."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from . import datasets
+from .config import check_config, load_config
+from .errors import GNDetError
+
+logger = logging.getLogger(__name__)
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """detectron2's arguments, with ``--config`` for ``--config-file`` and the flags for one's own data."""
+    parser = default_argument_parser(epilog="KEY VALUE pairs at the end override the config: SOLVER.BASE_LR 0.01")
+    parser.description = description
+    config = next(action for action in parser._actions if action.dest == "config_file")
+    config.help = "path of a config, or name of a shipped one (mask_rcnn_R50_FPN_gn)"
+    parser.add_argument("--config", dest="config_file", metavar="FILE", help="the same as --config-file")
+    own = parser.add_argument_group("your own data, in COCO's format; classes and NUM_CLASSES follow from it")
+    own.add_argument("--train-json", metavar="JSON", help="annotations to train on")
+    own.add_argument("--train-images", metavar="DIR", help="the folder that its file_names are relative to")
+    own.add_argument("--val-json", metavar="JSON", help="annotations to evaluate on")
+    own.add_argument("--val-images", metavar="DIR", help="the folder of the validation images")
+    parser._actions.sort(key=lambda action: action.dest == "opts")  # the KEY VALUE pairs last in the help too
+    return parser
+
+
+def prepare(args: argparse.Namespace) -> CfgNode:
+    """The checked config of a run, with its data sets registered. Writes only the cleaned JSON of own data.
+
+    Raises:
+        GNDetError: whatever in the arguments, the config or the data cannot work.
+    """
+    if not args.config_file:
+        raise GNDetError("Name a config: --config configs/mask_rcnn_R50_FPN_gn.yaml")
+    cfg = load_config(args.config_file, args.opts)
+    _choose_device(cfg, args.opts)
+    has_checkpoint = _check_output_dir(cfg, args)
+    _use_own_data(cfg, args)
+    check_config(cfg, has_checkpoint=has_checkpoint, eval_only=args.eval_only)
+    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        _check_files(name)
+    if args.eval_only and not cfg.MODEL.WEIGHTS and not has_checkpoint:
+        raise GNDetError("--eval-only needs weights: give MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a run.")
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise GNDetError("--eval-only needs a data set: give --val-json and --val-images, or DATASETS.TEST.")
+    return cfg
+
+
+def _choose_device(cfg: CfgNode, opts: list[str]) -> None:
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        raise GNDetError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which is no device: take cuda or cpu.") from None
+    if device.type != "cuda" or torch.cuda.is_available():
+        return
+    if "MODEL.DEVICE" in opts:
+        raise GNDetError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but PyTorch finds no GPU here: leave it out, or say cpu."
+        )
+    cfg.MODEL.DEVICE = "cpu"
+
+
+def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> bool:
+    """Whether the run continues from a checkpoint in ``OUTPUT_DIR``; refuses to train over another run's."""
+    folder = Path(cfg.OUTPUT_DIR)
+    found = (folder / "last_checkpoint").is_file()
+    if found and not args.resume and not args.eval_only:
+        raise GNDetError(
+            f"OUTPUT_DIR {folder} holds a run already: continue it with --resume, or name another OUTPUT_DIR."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GNDetError(f"OUTPUT_DIR {folder} cannot be made: {error.strerror}.") from None
+    if not os.access(folder, os.W_OK):
+        raise GNDetError(f"OUTPUT_DIR {folder} cannot be written to.")
+    return found and args.resume
+
+
+def _check_files(name: str) -> None:
+    metadata = MetadataCatalog.get(name)
+    if name.startswith("shapes_"):
+        return  # made when first asked for
+    for kind in ("json_file", "image_root"):
+        path = metadata.get(kind)
+        if path and not os.path.exists(path):
+            raise GNDetError(
+                f"The data set {name} is not there: {path} is missing; set DETECTRON2_DATASETS to the folder that holds "
+                "it, or give your own data by --train-json and --val-json."
+            )
+
+
+def _use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Register ``--train-json`` and ``--val-json`` and let the config follow them."""
+    known = {}
+    for role, split in (("train", "TRAIN"), ("val", "TEST")):
+        json_file, images = getattr(args, f"{role}_json"), getattr(args, f"{role}_images")
+        if bool(json_file) != bool(images):
+            raise GNDetError(f"--{role}-json and --{role}-images go together: give both.")
+        if json_file:
+            folder = Path(json_file).resolve().parent.name
+            name = f"{folder}_{role}"
+            clean = Path(cfg.OUTPUT_DIR) / "data" / f"{name}.json"
+            known[role] = datasets.register_coco_json(name, json_file, images, clean) | {"json": json_file}
+            cfg.DATASETS[split] = (name,)
+    if not known:
+        return
+    if "train" in known and "val" not in known:
+        cfg.DATASETS.TEST = ()
+    if "val" in known and "train" not in known and not args.eval_only:
+        raise GNDetError("--val-json is given without --train-json: what is to be trained on?")
+    if len({tuple(facts["classes"]) for facts in known.values()}) > 1:
+        train, val = known["train"], known["val"]
+        raise GNDetError(
+            f"{train['json']} has the classes {train['classes']}, but {val['json']} has {val['classes']}; both need the "
+            "same categories with the same ids."
+        )
+    _follow_data(cfg, args, known)
+
+
+def _follow_data(cfg: CfgNode, args: argparse.Namespace, known: dict[str, dict]) -> None:
+    """NUM_CLASSES and mask format as the data have them."""
+    facts = next(iter(known.values()))
+    if "MODEL.ROI_HEADS.NUM_CLASSES" not in args.opts:  # else check_config compares
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(facts["classes"])
+    for role, facts in known.items():
+        if role == "train" and not facts["objects"]:
+            raise GNDetError(f"{facts['json']} has no objects to train on.")
+        if cfg.MODEL.MASK_ON and facts["objects"] and not facts["masks"]:
+            raise GNDetError(
+                f"{facts['json']} has boxes but no masks: set MODEL.MASK_ON False to train on boxes alone."
+            )
+        if facts["rle"]:
+            cfg.INPUT.MASK_FORMAT = "bitmask"  # detectron2 reads run-length masks only so
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """:func:`prepare`, then detectron2's ``default_setup``: logs, ``OUTPUT_DIR/config.yaml``, seed. Called in each process.
+
+    The long part of what detectron2 says (environment, full config) goes to ``OUTPUT_DIR/log.txt`` only.
+    """
+    cfg = prepare(args)
+    if cfg.SEED < 0:
+        cfg.SEED = comm.shared_random_seed() % 2**31  # a record names its seed
+    cfg.freeze()
+    rank = comm.get_rank()
+    loggers = [setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")]
+    loggers += [setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)]
+    loggers += [setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="gn_det", abbrev_name="gn_det")]
+    terminals = [h for log in loggers for h in log.handlers if getattr(h, "stream", None) is sys.stdout]
+    for handler in terminals:
+        handler.setLevel(logging.WARNING)
+    args = argparse.Namespace(**{**vars(args), "config_file": ""})  # its text is part of the full config
+    default_setup(cfg, args)
+    for handler in terminals:
+        handler.setLevel(logging.DEBUG)
+    _say_start(cfg)
+    return cfg
+
+
+def _say_start(cfg: CfgNode) -> None:
+    if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
+        logger.info(f"No GPU here: running on the CPU with {torch.get_num_threads()} threads a process.")
+    data = f"{', '.join(cfg.DATASETS.TRAIN)} -> {', '.join(cfg.DATASETS.TEST) or 'no evaluation, as no --val-json is given'}"
+    logger.info(
+        f"{cfg.MODEL.GN.CONFIG}: {data}; {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes, {cfg.SOLVER.MAX_ITER} iterations of "
+        f"{cfg.SOLVER.IMS_PER_BATCH} images on {comm.get_world_size()} process(es), learning rate {cfg.SOLVER.BASE_LR}, "
+        f"seed {cfg.SEED}; all goes to {cfg.OUTPUT_DIR}"
+    )
+
+
+def say_end(cfg: CfgNode) -> None:
+    """Draw a few predictions on each test set, and say where everything lies. For the main process."""
+    if not comm.is_main_process():
+        return
+    folder = Path(cfg.OUTPUT_DIR)
+    for name in cfg.DATASETS.TEST:
+        detections = folder / "inference" / name / "coco_instances_results.json"
+        if detections.is_file():
+            _draw(name, detections, folder / "pictures" / name)
+    places = {
+        "model": folder / "model_final.pth",
+        "config": folder / "config.yaml",
+        "metrics over time": folder / "metrics.json",
+        "result records": folder / "records",
+        "predicted masks beside the truth": folder / "pictures",
+        "full log": folder / "log.txt",
+    }
+    lines = [f"  {what + ':':<34}{path}" for what, path in places.items() if path.exists()]
+    logger.info("Done. What there is now:\n" + "\n".join(lines))
+
+
+def _draw(dataset_name: str, detections: Path, folder: Path) -> None:
+    try:
+        from .visualize import draw_predictions
+    except ModuleNotFoundError as error:
+        if error.name != "cv2":
+            raise
+        logger.warning("No pictures are drawn: detectron2's drawing needs OpenCV (pip install opencv-python-headless).")
+        return
+    draw_predictions(dataset_name, detections, folder)
+
+
+def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    """Run ``main(args)`` in this process, in the processes that ``--num-gpus`` asks for, or as one of torchrun's."""
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
+        return _join_torchrun(main, args)
+    processes = args.num_gpus
+    if processes < 1:
+        raise GNDetError(f"--num-gpus is {processes}; it is the number of processes, one a GPU, and at least 1.")
+    gpus = torch.cuda.device_count()
+    if gpus and processes > gpus:
+        raise GNDetError(f"--num-gpus is {processes}, but this machine has {gpus}.")
+    if processes * args.num_machines > 1:
+        prepare(args)  # in this process first, so that a mistake is said once and before any other starts
+        _share_cores(processes)
+        url = "auto" if args.num_machines == 1 else args.dist_url
+        detectron2_launch(main, processes, args.num_machines, args.machine_rank, url, args=(args,))
+    else:
+        main(args)
+
+
+def _share_cores(processes: int) -> None:
+    """Without a limit each CPU process would take all cores. Inherited by the children through the environment."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+
+
+def _join_torchrun(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    rank = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        main(args)
+    finally:
+        dist.destroy_process_group()
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a tool's main; a user's mistake becomes one sentence on stderr and exit code 2."""
+    try:
+        main()
+    except GNDetError as error:
+        if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have nothing to add
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch.multiprocessing.ProcessRaisedException as error:
+        mistake = [line for line in str(error).splitlines() if "GNDetError: " in line]
+        if not mistake:
+            raise
+        print("error: " + mistake[-1].split("GNDetError: ", 1)[1], file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
