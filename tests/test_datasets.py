@@ -1,0 +1,149 @@
+import copy
+import json
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from PIL import Image
+
+from gn_det import GNDetError
+from gn_det.datasets import register_coco_json
+
+SQUARE = {"bbox": [2, 3, 10, 10], "segmentation": [[2, 3, 12, 3, 12, 13, 2, 13]]}
+GOOD = {
+    "images": [{"id": 0, "file_name": "a.png", "height": 32, "width": 48}],
+    "annotations": [{"id": 0, "image_id": 0, "category_id": 7, **SQUARE}],
+    "categories": [{"id": 9, "name": "pear"}, {"id": 7, "name": "fig"}],
+}
+
+
+@pytest.fixture
+def register(tmp_path):
+    """register(data) -> facts; ``data`` is a dict, or the text of the file."""
+    Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
+
+    def call(data):
+        (tmp_path / "in.json").write_text(data if isinstance(data, str) else json.dumps(data))
+        return register_coco_json("test_own_data", tmp_path / "in.json", tmp_path, tmp_path / "clean" / "out.json")
+
+    yield call
+    if "test_own_data" in DatasetCatalog:
+        DatasetCatalog.remove("test_own_data")
+        MetadataCatalog.remove("test_own_data")
+
+
+def changed(path: str, value) -> dict:
+    """GOOD with the value at a path like ``annotations.0.bbox`` replaced, or removed where it is ``...``."""
+    data = copy.deepcopy(GOOD)
+    *path, last = (int(part) if part.isdigit() else part for part in path.split("."))
+    node = data
+    for part in path:
+        node = node[part]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return data
+
+
+def test_good_json_is_registered_with_its_classes_in_the_order_of_their_ids(register):
+    facts = register(GOOD)
+    assert facts == {"classes": ["fig", "pear"], "images": 1, "objects": 1, "masks": True, "rle": False}
+    assert MetadataCatalog.get("test_own_data").thing_classes == ["fig", "pear"]
+    (row,) = DatasetCatalog.get("test_own_data")
+    assert row["annotations"][0]["category_id"] == 0 and row["annotations"][0]["bbox"] == [2, 3, 10, 10]
+
+
+def test_clean_copy_has_what_the_coco_api_takes_for_granted(register, tmp_path):
+    register(GOOD)
+    clean = json.loads((tmp_path / "clean" / "out.json").read_text())
+    annotation = clean["annotations"][0]
+    assert clean["info"] == {} and annotation["iscrowd"] == 0 and annotation["area"] == 100
+    assert annotation["id"] == 1  # an object of id 0 would count as never found
+    assert json.loads((tmp_path / "in.json").read_text()) == GOOD
+
+
+def test_run_length_masks_and_crowds_are_told(register):
+    rle = {"size": [32, 48], "counts": [0, 32 * 48]}
+    assert register(changed("annotations.0.segmentation", rle))["rle"]
+    crowd = changed("annotations.0.segmentation", rle)
+    crowd["annotations"][0]["iscrowd"] = 1
+    facts = register(crowd)
+    assert facts["objects"] == 0 and not facts["rle"]
+
+
+def test_boxes_without_masks_are_no_problem_of_the_json(register):
+    facts = register(changed("annotations.0.segmentation", ...))
+    assert facts["objects"] == 1 and not facts["masks"]
+
+
+def test_no_annotations_is_an_ordinary_data_set(register):
+    assert register(changed("annotations", []))["objects"] == 0
+
+
+BAD = {
+    "not JSON": ("{", "cannot be read as JSON"),
+    "a list": ("[]", "no list 'images'"),
+    "no images key": (changed("images", ...), "no list 'images'"),
+    "categories of text": (changed("categories", ["fig"]), "no list 'categories'"),
+    "no categories": (changed("categories", []), "it has no categories"),
+    "no image rows": (changed("images", []), "it has no images"),
+    "category without name": (changed("categories.0.name", ...), "no name of type str"),
+    "same category id": (changed("categories.0.id", 7), "two categories have the id 7"),
+    "same category name": (changed("categories.0.name", "fig"), "two categories have the name 'fig'"),
+    "same image id": (changed("images", GOOD["images"] * 2), "two images have the id 0"),
+    "image without height": (changed("images.0.height", ...), "image 0 has no height and width"),
+    "image of width 0": (changed("images.0.width", 0), "image 0 has no height and width"),
+    "missing image": (changed("images.0.file_name", "b.png"), "b.png is not there"),
+    "image outside": (changed("images.0.file_name", "../a.png"), "leads out of"),
+    "absolute image": (changed("images.0.file_name", "/etc/passwd"), "leads out of"),
+    "image by URL": (changed("images.0.file_name", "http://example.com/a.png"), "leads out of"),
+    "unknown image id": (changed("annotations.0.image_id", 5), "annotation 0 is for image_id 5"),
+    "image id of a list": (changed("annotations.0.image_id", [0]), "annotation 0 is for image_id [0]"),
+    "unknown category id": (changed("annotations.0.category_id", 1), "annotation 0 has category_id 1"),
+    "no box": (changed("annotations.0.bbox", ...), "bbox None"),
+    "box of three": (changed("annotations.0.bbox", [1, 2, 3]), "bbox [1, 2, 3]"),
+    "NaN box": (json.dumps(changed("annotations.0.bbox", [1, 2, 3, float("nan")])), "bbox [1, 2, 3, nan]"),
+    "negative width": (changed("annotations.0.bbox", [9, 9, -3, 4]), "not above 0"),
+    "zero height": (changed("annotations.0.bbox", [9, 9, 3, 0]), "not above 0"),
+    "box outside": (changed("annotations.0.bbox", [48, 0, 5, 5]), "outside its image of 48 x 32"),
+    "polygon of two points": (changed("annotations.0.segmentation", [[1, 2, 3, 4]]), "at least 3 points"),
+    "odd polygon": (changed("annotations.0.segmentation", [[1, 2, 3, 4, 5, 6, 7]]), "at least 3 points"),
+    "NaN polygon": (json.dumps(changed("annotations.0.segmentation.0.0", float("nan"))), "at least 3 points"),
+    "mask of another size": (changed("annotations.0.segmentation", {"size": [9, 9], "counts": [81]}), "image's size"),
+    "one mask missing": (
+        changed("annotations", [*GOOD["annotations"], {"id": 3, "image_id": 0, "category_id": 7, "bbox": [1, 1, 2, 2]}]),
+        "annotation 3 has no segmentation, while others have one",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_json_is_refused_in_one_sentence(register, name, tmp_path):
+    data, problem = BAD[name]
+    with pytest.raises(GNDetError) as error:
+        register(data)
+    assert problem in str(error.value) and "in.json" in str(error.value) and "\n" not in str(error.value)
+    assert "test_own_data" not in DatasetCatalog and not (tmp_path / "clean").exists()
+
+
+def test_detectron2_would_have_taken_some_of_them_silently(tmp_path):
+    """The reason for the checks: stock detectron2 loses one of two images with the same id without a word."""
+    data = changed("images", [GOOD["images"][0], {**GOOD["images"][0], "file_name": "b.png"}])
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    rows = load_coco_json(str(tmp_path / "x.json"), str(tmp_path))
+    assert {row["file_name"][-5:] for row in rows} == {"b.png"}
+
+
+def test_many_problems_are_counted(register):
+    data = changed("annotations", [{"id": n, "image_id": 0, "category_id": 1, **SQUARE} for n in range(8)])
+    with pytest.raises(GNDetError, match="has 8 problems: .*; and 3 more"):
+        register(data)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(GNDetError, match="is not there"):
+        register_coco_json("x", tmp_path / "no.json", tmp_path, tmp_path / "c.json")
+    (tmp_path / "a.json").write_text(json.dumps(GOOD))
+    with pytest.raises(GNDetError, match="image folder .* is not there"):
+        register_coco_json("x", tmp_path / "a.json", tmp_path / "nowhere", tmp_path / "c.json")

@@ -1,0 +1,43 @@
+import json
+
+from gn_det.config import load_config
+from gn_det.records import changed_keys, config_digest, format_table, write_record
+
+
+def row(**more) -> dict:
+    metrics = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 12.34)
+    paper = {"source": "paper, Table 6", "box": {"AP": 40.3, "AP50": 61.0, "AP75": 44.0}, "mask": None}
+    record = {"config": "x", "changed": {}, "dataset": "coco_2017_val", "box": metrics, "mask": metrics, "published": paper}
+    return record | more
+
+
+def test_digest_changes_with_the_recipe_and_not_with_the_machine():
+    digest = config_digest(load_config("mask_rcnn_R50_FPN_gn"))
+    assert digest == config_digest(load_config("mask_rcnn_R50_FPN_gn", ["OUTPUT_DIR", "x", "SEED", "3", "MODEL.DEVICE", "cpu"]))
+    assert digest != config_digest(load_config("mask_rcnn_R50_FPN_gn", ["MODEL.GN.EPS", "1e-4"]))
+
+
+def test_changed_keys_are_what_differs_from_the_shipped_config(tmp_path):
+    cfg = load_config("mask_rcnn_R50_FPN_gn", ["SOLVER.MAX_ITER", "10", "OUTPUT_DIR", "x"])
+    assert changed_keys(cfg) == {"SOLVER.MAX_ITER": 10}
+    (tmp_path / "mine.yaml").write_text("VERSION: 2\n")
+    assert changed_keys(load_config(str(tmp_path / "mine.yaml"))) is None
+
+
+def test_a_runs_own_config_yaml_keeps_the_name(tmp_path):
+    (tmp_path / "config.yaml").write_text(load_config("mask_rcnn_R50_FPN_gn").dump())
+    assert load_config(str(tmp_path / "config.yaml")).MODEL.GN.CONFIG == "mask_rcnn_R50_FPN_gn"
+
+
+def test_table_has_the_papers_row_on_the_papers_data_only():
+    table = format_table(row())
+    assert "paper, Table 6" in table and "40.3" in table and "12.3" in table
+    assert "Table 6" not in format_table(row(dataset="fruits_val"))
+    assert "Table 6" not in format_table(row(published=None))
+    assert "2 keys changed" in format_table(row(changed={"a": 1, "b": 2}))
+
+
+def test_record_is_written_whole(tmp_path):
+    path = write_record(tmp_path, row(iteration=None))
+    assert path.name == "x-coco_2017_val.json" and json.loads(path.read_text())["box"]["AP"] == 12.34
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
