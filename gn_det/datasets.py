@@ -68,9 +68,9 @@ def _register(
     name: str, load: Callable[[], list[dict]], json_file: Path, image_root: Path | str, classes: list[str], ids: list[int]
 ) -> None:
     """Register with all of the metadata that detectron2's evaluator reads, so that it need not be loaded first."""
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        if name in catalog:
+            catalog.remove(name)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
         json_file=str(json_file),

@@ -37,24 +37,24 @@ SUPERSAMPLING = 4
 
 
 def draw(
-    rng: np.random.Generator, size: tuple[int, int] = (192, 192), max_objects: int = 7
+    rng: np.random.Generator, size: tuple[int, int] = (192, 192), max_objects: int = 9
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Draw one image, everything random in it from ``rng``.
 
     Args:
         size: (H, W) in pixels.
-        max_objects: the number is drawn from 1..max_objects, or 0 with ``EMPTY_SHARE``; what finds no place is left out.
+        max_objects: the number is drawn from 2..max_objects, or 0 with ``EMPTY_SHARE``; what finds no place is left out.
 
     Returns:
         the image, uint8 RGB of (H, W, 3), and per object from back to front (index in ``CLASSES``, its visible pixels
         as a bool mask of (H, W)). The masks are disjoint, and every object in the image is among them.
     """
     canvas = _background(rng, size)
-    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(1, max_objects + 1))
+    count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(2, max_objects + 1))
     objects = _place(rng, size, count)
     for _, coverage, _ in objects:
         painted, rim = coverage > 0, (coverage > 0) & (coverage < 1)
-        texture = _contrasting_color(rng, canvas[rim]) + _pattern(rng, size, contrast=rng.uniform(10, 40))
+        texture = _contrasting_color(rng, canvas[rim]) + _pattern(rng, size, contrast=rng.uniform(5, 25))
         canvas[painted] += coverage[painted, None] * (texture - canvas)[painted]
     canvas += rng.normal(scale=rng.uniform(2, 10), size=canvas.shape)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
@@ -133,14 +133,16 @@ def _write(root: Path, manifest: dict) -> None:
 def _write_split(folder: Path, split: str, manifest: dict) -> dict:
     """Write the images of one split into the new ``folder``; returns its COCO annotations."""
     folder.mkdir()
-    size, images, annotations = manifest["size"], [], []
+    size: int = manifest["size"]
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(manifest["num_images"][split]):
         pixels, objects = draw(np.random.default_rng([manifest["seed"], SPLITS.index(split), index]), (size, size))
-        image = {"id": index + 1, "width": size, "height": size, "file_name": f"{index + 1:06d}.png"}
-        Image.fromarray(pixels).save(folder / image["file_name"], compress_level=1)  # noise hardly compresses
-        images.append(image)
+        file_name = f"{index + 1:06d}.png"
+        Image.fromarray(pixels).save(folder / file_name, compress_level=1)  # noise hardly compresses
+        images.append({"id": index + 1, "width": size, "height": size, "file_name": file_name})
         for class_index, mask in objects:
-            ids = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": class_index + 1}
+            ids = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": class_index + 1}
             annotations.append(ids | _annotate(mask, manifest["segmentation"]))
     return {
         "info": {"description": f"shapes, {split}", "version": str(VERSION)},
@@ -165,7 +167,8 @@ def _polygons(mask: np.ndarray, left: int = 0) -> list[list[float]]:
     A polygon cannot say a hole: a region with one is cut in two through it, along a column.
     """
     # Padded, because outlines do not close at the border; that and the pixels' centres at .5 shift them by half a pixel.
-    lines = [line - 0.5 for line in contour_generator(z=np.pad(mask, 1).astype(float)).lines(0.5)]
+    outlines = contour_generator(z=np.pad(mask, 1).astype(float)).lines(0.5)
+    lines = [np.asarray(line) - 0.5 for line in outlines]
     for line in lines:
         if _area(line) < 0:
             cut = int(line[:, 0].max())
@@ -191,7 +194,8 @@ def _outline(rng: np.random.Generator, class_index: int) -> np.ndarray:
 def _place(rng: np.random.Generator, size: tuple[int, int], count: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Up to ``count`` objects (class index, coverage in 0..1 of (H, W), visible pixels) from back to front."""
     height, width = size
-    objects, min_areas = [], []
+    objects: list[tuple[int, np.ndarray, np.ndarray]] = []
+    min_areas: list[float] = []
     for _ in range(count):
         class_index = int(rng.integers(len(CLASSES)))
         side = np.exp(rng.uniform(np.log(MIN_SIDE), np.log(MAX_SIDE * min(size))))
@@ -237,7 +241,7 @@ def _pattern(rng: np.random.Generator, size: tuple[int, int], contrast: float) -
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """Two textures and a little clutter (thin lines, blobs below any object's size), float of (H, W, 3)."""
-    canvas = rng.uniform(30, 225, size=3) + sum(_pattern(rng, size, contrast=rng.uniform(10, 50)) for _ in range(2))
+    canvas = rng.uniform(30, 225, size=3) + sum(_pattern(rng, size, contrast=rng.uniform(5, 35)) for _ in range(2))
     drawing = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(drawing)
     for _ in range(rng.integers(0, 5)):
