@@ -54,6 +54,12 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     check_config(cfg, has_checkpoint=has_checkpoint, eval_only=args.eval_only)
     for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
         _check_files(name)
+    processes = max(comm.get_world_size(), args.num_gpus * args.num_machines)
+    if cfg.SOLVER.IMS_PER_BATCH % processes and not cfg.SOLVER.REFERENCE_WORLD_SIZE and not args.eval_only:
+        raise GNDetError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes cannot share evenly: take a "
+            f"multiple of {processes}."
+        )
     if args.eval_only and not cfg.MODEL.WEIGHTS and not has_checkpoint:
         raise GNDetError("--eval-only needs weights: give MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a run.")
     if args.eval_only and not cfg.DATASETS.TEST:
@@ -113,8 +119,7 @@ def _use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
         if bool(json_file) != bool(images):
             raise GNDetError(f"--{role}-json and --{role}-images go together: give both.")
         if json_file:
-            folder = Path(json_file).resolve().parent.name
-            name = f"{folder}_{role}"
+            name = f"own_{Path(json_file).resolve().parent.name}_{role}"  # no name of detectron2's begins so
             clean = Path(cfg.OUTPUT_DIR) / "data" / f"{name}.json"
             known[role] = datasets.register_coco_json(name, json_file, images, clean) | {"json": json_file}
             cfg.DATASETS[split] = (name,)

@@ -1,6 +1,6 @@
 """The sample data set 'shapes': drawn images with COCO instance annotations, made in seconds and the same each time.
 
-Textured shapes of five classes overlap on textured backgrounds. Colour, texture, area and position are drawn
+Textured shapes of three classes overlap on textured backgrounds. Colour, texture, area and position are drawn
 independently of the class: only the outline tells it. Pixel (row 0, column 0) covers x and y in [0, 1].
 """
 
@@ -16,14 +16,8 @@ from pycocotools import mask as coco_mask
 
 from .errors import GNDetError
 
-# Per class, n and the corners (complex, x + iy) that n rotations by 1/n of a turn make its outline.
-_OUTLINES = {
-    "circle": (64, [1]),
-    "square": (4, [1]),
-    "triangle": (3, [1]),
-    "star": (5, [1, 0.42 * np.exp(0.2j * np.pi)]),
-    "cross": (4, [1 - 0.33j, 1 + 0.33j, 0.33 + 0.33j]),
-}
+# Per class, the number of corners and the first of them (x + iy, y down); turns by 1/n give the others.
+_OUTLINES = {"circle": (64, 1), "square": (4, 1 + 1j), "triangle": (3, -1j)}
 CLASSES: tuple[str, ...] = tuple(_OUTLINES)
 VERSION = 1  # of the drawing: raise it when the same parameters give other bytes
 SPLITS = ("train", "val")
@@ -31,8 +25,9 @@ EMPTY_SHARE = 0.03  # of the images have no object
 MIN_SIDE = 14.0  # square root of an object's area in pixels; the class of a smaller one could not be told
 MAX_SIDE = 0.65  # likewise, as a share of the image's shorter side: at 192 px beyond COCO's 'large' (96 px)
 MIN_VISIBLE = 0.65  # share of an object's own area that later objects and the image's border must leave
-MIN_CONTRAST = 75.0  # RGB distance between an object and what is behind its outline
+MIN_CONTRAST = 90.0  # RGB distance between an object and what is behind its outline
 PLACEMENTS = 20  # tried before an object is given up
+MAX_TURN = 0.06  # of a full turn, either way from upright
 SUPERSAMPLING = 4
 
 
@@ -54,7 +49,7 @@ def draw(
     objects = _place(rng, size, count)
     for _, coverage, _ in objects:
         painted, rim = coverage > 0, (coverage > 0) & (coverage < 1)
-        texture = _contrasting_color(rng, canvas[rim]) + _pattern(rng, size, contrast=rng.uniform(5, 25))
+        texture = _contrasting_color(rng, canvas[rim]) + _pattern(rng, size, contrast=rng.uniform(5, 20))
         canvas[painted] += coverage[painted, None] * (texture - canvas)[painted]
     canvas += rng.normal(scale=rng.uniform(2, 10), size=canvas.shape)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
@@ -183,9 +178,9 @@ def _area(points: np.ndarray) -> float:
 
 
 def _outline(rng: np.random.Generator, class_index: int) -> np.ndarray:
-    """The outline (x, y), float of (N, 2), of a randomly turned and slightly stretched shape of area 1 around (0, 0)."""
-    folds, corners = _OUTLINES[CLASSES[class_index]]
-    points = np.outer(np.exp(2j * np.pi * (rng.random() + np.arange(folds) / folds)), corners).ravel()
+    """The outline (x, y), float of (N, 2), of a slightly turned and stretched shape of area 1 around (0, 0)."""
+    number, corner = _OUTLINES[CLASSES[class_index]]
+    points = corner * np.exp(2j * np.pi * (rng.uniform(-MAX_TURN, MAX_TURN) + np.arange(number) / number))
     stretch = np.exp(rng.uniform(-0.1, 0.1))
     points = np.stack([points.real * stretch, points.imag / stretch], axis=1)
     return points / np.sqrt(_area(points))
@@ -241,7 +236,7 @@ def _pattern(rng: np.random.Generator, size: tuple[int, int], contrast: float) -
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     """Two textures and a little clutter (thin lines, blobs below any object's size), float of (H, W, 3)."""
-    canvas = rng.uniform(30, 225, size=3) + sum(_pattern(rng, size, contrast=rng.uniform(5, 35)) for _ in range(2))
+    canvas = rng.uniform(30, 225, size=3) + sum(_pattern(rng, size, contrast=rng.uniform(5, 25)) for _ in range(2))
     drawing = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(drawing)
     for _ in range(rng.integers(0, 5)):

@@ -146,7 +146,7 @@ def test_with_32_groups_it_is_detectron2s(kind, stock_cfg):
     for name in want:
         assert want[name].std() > 0.1
         torch.testing.assert_close(got[name], want[name], rtol=0, atol=1e-5)
-    for model, y in ((ours, got), (theirs, want)):
+    for y in (got, want):
         sum((t * t.detach().sin()).sum() for t in y.values()).backward()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4, msg=name)

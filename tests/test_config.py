@@ -126,7 +126,7 @@ def test_shipped_configs_are_found_by_path_and_by_name(name, monkeypatch, tmp_pa
     for way in (str(file), name, f"{name}.yaml", f"configs/{name}.yaml"):
         assert find_config(way).samefile(file)
         cfg = load_config(way)
-        assert cfg.MODEL.GN.CONFIG == name
+        assert name == cfg.MODEL.GN.CONFIG
         assert cfg == load_config(str(file))
 
 
@@ -303,7 +303,7 @@ def test_python_in_yaml_does_not_run(where, value, write, tmp_path):
 def test_python_on_the_command_line_does_not_run(tmp_path):
     marker = tmp_path / "marker"
     text = f"__import__('pathlib').Path('{marker}').touch()"
-    assert load_config(GN_FPN, ["OUTPUT_DIR", text]).OUTPUT_DIR == text
+    assert text == load_config(GN_FPN, ["OUTPUT_DIR", text]).OUTPUT_DIR
     assert not marker.exists()
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode
+from detectron2.layers import Conv2d
 from detectron2.layers.batch_norm import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import FPN
@@ -25,26 +27,26 @@ QUICK = [name for name in FILES if name.startswith("quickstart")]
 RUNNABLE = PAPER + QUICK
 ROWS = json.loads(Path(gn_det.__file__).with_name("published.json").read_text())["rows"]
 
-# Norms of backbone, FPN, box head and mask head. None: there is no such part with a norm switch.
+# The norms of backbone, FPN, box head and mask head; "" is none. A C4 model has no FPN, and conv5 for a box head.
 NORMS = {
-    "mask_rcnn_R50_C4_frozenbn": ("FrozenBN", None, None, None),
-    "mask_rcnn_R50_C4_gn": ("GN", None, None, None),
-    "mask_rcnn_R50_C4_ln": ("LN", None, None, None),
-    "mask_rcnn_R50_FPN_frozenbn": ("FrozenBN", "", None, ""),
-    "mask_rcnn_R101_FPN_frozenbn": ("FrozenBN", "", None, ""),
+    "mask_rcnn_R50_C4_frozenbn": ("FrozenBN", "", "FrozenBN", ""),
+    "mask_rcnn_R50_C4_gn": ("GN", "", "GN", ""),
+    "mask_rcnn_R50_C4_ln": ("LN", "", "LN", ""),
+    "mask_rcnn_R50_FPN_frozenbn": ("FrozenBN", "", "", ""),
+    "mask_rcnn_R101_FPN_frozenbn": ("FrozenBN", "", "", ""),
     "mask_rcnn_R50_FPN_frozenbn_4conv1fc": ("FrozenBN", "", "", ""),
     "mask_rcnn_R50_FPN_frozenbn_gnhead": ("FrozenBN", "", "GN", ""),
     "mask_rcnn_R50_FPN_frozenbn_bnhead": ("FrozenBN", "", "BN", ""),
     "mask_rcnn_R50_FPN_bn_4conv1fc": ("BN", "", "", ""),
     "mask_rcnn_R50_FPN_gn_gnhead": ("GN", "GN", "GN", ""),
-    "mask_rcnn_R50_FPN_gn": ("GN",) * 4,
-    "mask_rcnn_R50_FPN_gn_long": ("GN",) * 4,
-    "mask_rcnn_R50_FPN_gn_scratch": ("GN",) * 4,
-    "mask_rcnn_R101_FPN_gn": ("GN",) * 4,
-    "mask_rcnn_R101_FPN_gn_long": ("GN",) * 4,
-    "mask_rcnn_R101_FPN_gn_scratch": ("GN",) * 4,
-    "mask_rcnn_R50_FPN_syncbn_scratch": ("SyncBN",) * 4,
-    "quickstart_R18_FPN_gn_scratch": ("GN",) * 4,
+    "mask_rcnn_R50_FPN_gn": ("GN", "GN", "GN", "GN"),
+    "mask_rcnn_R50_FPN_gn_long": ("GN", "GN", "GN", "GN"),
+    "mask_rcnn_R50_FPN_gn_scratch": ("GN", "GN", "GN", "GN"),
+    "mask_rcnn_R101_FPN_gn": ("GN", "GN", "GN", "GN"),
+    "mask_rcnn_R101_FPN_gn_long": ("GN", "GN", "GN", "GN"),
+    "mask_rcnn_R101_FPN_gn_scratch": ("GN", "GN", "GN", "GN"),
+    "mask_rcnn_R50_FPN_syncbn_scratch": ("SyncBN", "SyncBN", "SyncBN", "SyncBN"),
+    "quickstart_R18_FPN_gn_scratch": ("GN", "GN", "GN", "GN"),
 }
 
 
@@ -56,58 +58,226 @@ def test_there_is_a_line_here_for_each():
 # ---- the file
 
 
+def comment(name: str) -> str:
+    """The comment lines at the top."""
+    lines = FILES[name].read_text().split("_BASE_")[0].splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_leaf_says_only_what_differs(name):
-    lines = [line for line in FILES[name].read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
+def test_leaf_is_short(name):
+    lines = [line for line in FILES[name].read_text().splitlines() if line.split("#")[0].strip()]
     assert lines[0].startswith("_BASE_: ")
-    assert len(lines) - 1 <= (60 if name in QUICK else 15)
-    assert max(map(len, FILES[name].read_text().splitlines())) <= 130
+    assert len(lines[1:]) <= (60 if name in QUICK else 15)
+
+
+def flat(node: dict, prefix: str = "") -> dict:
+    found = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in ("Base-Detectron", *QUICK)])
+def test_leaf_says_only_what_differs_from_its_base(name):
+    own = yaml.safe_load(FILES[name].read_text())
+    base = FILES[name].with_name(own.pop("_BASE_"))
+    there = flat(CfgNode.load_yaml_with_base(str(base)))
+    assert own
+    assert not [key for key, value in flat(own).items() if there.get(key) == value]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_each_line_changes_something(name):
-    """A leaf repeats nothing that its _BASE_ says already."""
-    text = FILES[name].read_text()
-    base = re.search(r"^_BASE_: (\S+)$", text, re.MULTILINE)
-    if not base:
-        assert name == "Base-Detectron"
-        return
-    before = load_config(str(FILES[name].with_name(base[1])))
-    own = CfgNode.load_yaml_with_base(str(FILES[name].with_name(base[1])))
-    mine = CfgNode.load_yaml_with_base(str(FILES[name]))
-    assert mine != own
-    for key, value in _leaves(_without_base(FILES[name])):
-        assert _get(load_config(name), key) == _get(load_config(name), key)
-        if _get(own, key) is not None:
-            assert value != _get(own, key), f"{key} is {value} in {base[1]} already"
-    assert before.VERSION == 2
-
-
-def _without_base(path: Path) -> dict:
-    import yaml
-
-    return {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "_BASE_"}
-
-
-def _leaves(node: dict, prefix: str = ""):
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _get(node, key: str):
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
+def test_every_key_arrives(name):
+    cfg = flat(load_config(name))
+    own = flat(yaml.safe_load(FILES[name].read_text()))
+    for key in own.keys() - {"_BASE_"}:
+        value = yaml.safe_load(yaml.safe_dump(own[key]))
+        if isinstance(value, str) and value.startswith("("):
+            value = yaml.safe_load(f"[{value.strip('(),')}]")
+        assert (list(cfg[key]) if isinstance(cfg[key], tuple) else cfg[key]) == value, key
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_loads_and_passes(name):
     cfg = load_config(name)
     check_config(cfg)
-    assert cfg.MODEL.GN.CONFIG == name
     assert cfg.MODEL.MASK_ON
     assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
     assert cfg.SOLVER.WEIGHT_DECAY_NORM == 0
+    assert (cfg.MODEL.GN.NUM_GROUPS, cfg.MODEL.GN.CHANNELS_PER_GROUP, cfg.MODEL.GN.EPS) == (32, -1, 1e-5)
+    assert not cfg.MODEL.GN.ZERO_INIT_RESIDUAL
+
+
+# ---- the name
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_name_says_what_it_is(name):
+    cfg, words = load_config(name), name.split("_")
+    assert f"_R{cfg.MODEL.RESNETS.DEPTH}_" in name
+    assert ("scratch" in words) == (cfg.MODEL.WEIGHTS == "")
+    assert "scratch" not in words or cfg.MODEL.BACKBONE.FREEZE_AT == 0
+    assert ("frozenbn" in words) == (cfg.MODEL.RESNETS.NORM == "FrozenBN")
+    assert ("C4" in words) == ("fpn" not in cfg.MODEL.BACKBONE.NAME)
+    assert ("FPN" in words) == ("fpn" in cfg.MODEL.BACKBONE.NAME)
+    norms = {"gn": "GN", "ln": "LN", "bn": "BN", "syncbn": "SyncBN", "frozenbn": "FrozenBN"}
+    (backbone_norm,) = [norms[word] for word in words if word in norms]
+    assert backbone_norm == cfg.MODEL.RESNETS.NORM
+    head_norms = {"gnhead": "GN", "bnhead": "BN", "4conv1fc": ""}
+    for word in words:
+        if word in head_norms:
+            assert head_norms[word] == cfg.MODEL.ROI_BOX_HEAD.NORM
+            assert (cfg.MODEL.ROI_BOX_HEAD.NUM_CONV, cfg.MODEL.ROI_BOX_HEAD.NUM_FC) == (4, 1)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_schedule_is_the_names(name):
+    solver = load_config(name).SOLVER
+    if "C4" in name:
+        expected = (360000, (240000, 320000), 8, 0.01)
+    elif name.endswith(("_long", "_scratch")):
+        expected = (270000, (210000, 250000), 16, 0.02)
+    else:
+        expected = (180000, (120000, 160000), 16, 0.02)
+    assert (solver.MAX_ITER, tuple(solver.STEPS), solver.IMS_PER_BATCH, solver.BASE_LR) == expected
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_pretrained_models_start_from_weights_of_their_own_kind(name):
+    """Depth, kind of norm, place of the stride and pixel format of the weights are the config's."""
+    cfg = load_config(name)
+    weights, resnets = cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS
+    if not weights:
+        return
+    assert f"R-{resnets.DEPTH}" in weights
+    assert ("-GN" in weights) == (resnets.NORM in ("GN", "LN"))
+    assert ("MSRA" in weights) == resnets.STRIDE_IN_1X1
+    pixels = (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    if "torchvision" in weights:
+        assert pixels == ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    else:
+        assert pixels == ("BGR", [102.9801, 115.9465, 122.7717], [1.0, 1.0, 1.0])
+
+
+# ---- the numbers
+
+
+def test_each_has_a_row_and_each_row_a_config():
+    assert set(ROWS) == set(PAPER)
+    assert all(published(name) is None for name in (*QUICK, "Base-RCNN-FPN", "", "nothing"))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_comment_has_the_published_numbers(name):
+    text, row = comment(name), published(name)
+    assert row == ROWS[name]
+    assert set(row) == {"source", "box", "mask"}
+    for kind in ("box", "mask"):
+        said = re.search(rf"{kind} AP (?:below GN, so )?(\d+\.\d)", text)
+        assert (float(said[1]) if said else None) == (row[kind] and row[kind]["AP"])
+    place = re.search(r"Table \d|[Tt]ext of Section 4\.2", text)
+    assert place[0].lower() in row["source"].lower()
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if ROWS[name]["mask"]])
+def test_published_numbers_are_in_percent_and_in_order(name):
+    row = ROWS[name]
+    for kind in ("box", "mask"):
+        assert set(row[kind]) == {"AP", "AP50", "AP75"}
+        assert 30 < row[kind]["AP"] < row[kind]["AP75"] < row[kind]["AP50"] < 70
+    assert all(row["mask"][key] < row["box"][key] for key in ("AP", "AP50", "AP75"))
+
+
+def test_ln_is_the_papers_distance_below_gn():
+    ln, gn = (ROWS[f"mask_rcnn_R50_C4_{norm}"]["box"]["AP"] for norm in ("ln", "gn"))
+    assert gn - ln == pytest.approx(1.9)
+
+
+# ---- the model
+
+
+KINDS = {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d, "SyncBN": nn.SyncBatchNorm, "GN": nn.GroupNorm}
+
+
+def norm_of(module: nn.Module) -> str:
+    """The one norm that is in the module, as a config names it."""
+    found = set()
+    for norm in filter(is_norm, module.modules()):
+        kinds = [name for name, kind in KINDS.items() if isinstance(norm, kind)]
+        one_group = kinds == ["GN"] and norm.num_groups == 1
+        assert kinds != ["GN"] or one_group or norm.num_groups == 32
+        found.update(["LN"] if one_group else kinds)
+    assert len(found) <= 1
+    return found.pop() if found else ""
+
+
+def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    """Backbone, FPN, box head (C4: conv5) and mask head."""
+    backbone, heads = model.backbone, model.roi_heads
+    fpn = nn.Module()
+    if isinstance(backbone, FPN):
+        fpn = nn.ModuleList([*backbone.lateral_convs, *backbone.output_convs])
+        backbone = backbone.bottom_up
+    return backbone, fpn, heads.res5 if hasattr(heads, "res5") else heads.box_head, heads.mask_head
+
+
+def assert_norms(model: nn.Module, name: str) -> None:
+    assert tuple(map(norm_of, parts(model))) == NORMS[name]
+    assert norm_of(model.proposal_generator) == ""
+    for part, norm in zip(parts(model), NORMS[name], strict=True):
+        convs = [m for n, m in part.named_modules() if isinstance(m, Conv2d) and n != "predictor"]
+        assert all((conv.norm is None) == (norm == "") for conv in convs)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_model_of_full_depth(name):
+    """Built without memory. Nothing frozen, as detectron2 turns the BN of a frozen layer into frozen BN."""
+    cfg = load_config(name, ["MODEL.DEVICE", "meta", "MODEL.BACKBONE.FREEZE_AT", 0])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert_norms(model, name)
+    resnet = parts(model)[0]
+    assert len(resnet.res4) == {18: 2, 50: 6, 101: 23}[cfg.MODEL.RESNETS.DEPTH]
+    assert hasattr(resnet, "res5") == ("FPN" in name)
+    if "C4" not in name:
+        box = model.roi_heads.box_head
+        two_fc = NORMS[name] == ("FrozenBN", "", "", "") and "4conv1fc" not in name  # Detectron's default head
+        assert (len(box.conv_norm_relus), len(box.fcs)) == ((0, 2) if two_fc else (4, 1))
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_what_is_frozen(name):
+    """Detectron freezes conv1 and res2 of pre-trained models; nothing may be frozen of a random one."""
+    cfg = load_config(name, ["MODEL.DEVICE", "meta"])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    frozen = {n.split("bottom_up.")[-1].removeprefix("backbone.").split(".")[0] for n in not_trained(model)}
+    assert frozen == (set() if "scratch" in name or name == "mask_rcnn_R50_C4_ln" else {"stem", "res2"})
+
+
+def not_trained(model: nn.Module) -> list[str]:
+    return [name for name, p in model.named_parameters() if not p.requires_grad]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_one_training_step(name, tiny_cfg, batch):
+    """Forward, backward and an optimizer step, with weights at random and nothing frozen."""
+    shallower = ["MODEL.RESNETS.DEPTH", 50] if "R101" in name else []  # R101 is built in full above
+    cfg = tiny_cfg(name, *shallower)
+    model = build_model(cfg).train()
+    assert_norms(model, name)
+    optimizer = build_optimizer(cfg, model)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert not not_trained(model)
+    with EventStorage():
+        losses = model(batch(2, 1))
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
+    assert all(loss.isfinite() for loss in losses.values()), losses
+    sum(losses.values()).backward()
+    for n, p in model.named_parameters():
+        assert p.grad is not None and bool(p.grad.isfinite().all()), n
+    optimizer.step()
+    moved = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+    assert len(moved) >= 0.9 * len(before)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())

@@ -77,6 +77,13 @@ def test_boxes_without_masks_are_no_problem_of_the_json(register):
     assert facts["objects"] == 1 and not facts["masks"]
 
 
+def test_an_image_that_exif_turns_has_its_turned_size(register, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (32, 48)).save(tmp_path / "turned.jpg", exif=exif)
+    assert register(changed("images.0.file_name", "turned.jpg"))["images"] == 1
+
+
 def test_no_annotations_is_an_ordinary_data_set(register):
     assert register(changed("annotations", []))["objects"] == 0
 
@@ -94,6 +101,8 @@ BAD = {
     "same image id": (changed("images", GOOD["images"] * 2), "two images have the id 0"),
     "image without height": (changed("images.0.height", ...), "image 0 has no height and width"),
     "image of width 0": (changed("images.0.width", 0), "image 0 has no height and width"),
+    "no image in the file": (changed("images.0.file_name", "in.json"), "cannot be read as an image"),
+    "image of another size": (changed("images.0.width", 50), "has 48 x 32 pixels, and not 50 x 32"),
     "missing image": (changed("images.0.file_name", "b.png"), "b.png is not there"),
     "image outside": (changed("images.0.file_name", "../a.png"), "leads out of"),
     "absolute image": (changed("images.0.file_name", "/etc/passwd"), "leads out of"),

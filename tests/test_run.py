@@ -50,12 +50,12 @@ def trained(data, tmp_path_factory) -> tuple[Path, str]:
 def test_own_data_by_one_command(trained):
     output, said = trained
     (record,) = (json.loads(path.read_text()) for path in (output / "records").iterdir())
-    assert record["dataset"] == "shapes_val" and record["iteration"] == 4 and record["seed"] == 5
-    assert {"AP-circle", "AP-star", "AP", "AR100"} <= record["box"].keys()
+    assert record["dataset"] == "own_shapes_val" and record["iteration"] == 4 and record["seed"] == 5
+    assert {"AP-circle", "AP-triangle", "AP", "AR100"} <= record["box"].keys()
     assert record["changed"]["SOLVER.MAX_ITER"] == 4 and "SEED" not in record["changed"]
     for name in ("model_final.pth", "config.yaml", "metrics.json", "log.txt", "records"):
         assert (output / name).exists() and str(output / name) in said
-    assert len(list((output / "pictures" / "shapes_val").glob("*.png"))) == 3
+    assert len(list((output / "pictures" / "own_shapes_val").glob("*.png"))) == 3
     assert said.count("No GPU here") == 1
 
 
@@ -96,7 +96,7 @@ def test_resume_goes_on_and_without_it_nothing_is_overwritten(trained, data, tmp
     done = run_tool("--resume", *arguments, "SOLVER.MAX_ITER", 6)
     assert done.returncode == 0 and "Starting training from iteration 4" in done.stdout
     assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 5
-    assert (output / "records" / "quickstart_R18_FPN_gn_scratch-shapes_val-0000006.json").is_file()
+    assert (output / "records" / "quickstart_R18_FPN_gn_scratch-own_shapes_val-0000006.json").is_file()
 
 
 MISTAKES = {
@@ -111,12 +111,13 @@ MISTAKES = {
         ["DATASETS.TRAIN", "('coco_2017_train',)", "MODEL.ROI_HEADS.NUM_CLASSES", "80", "DATASETS.TEST", "()"],
         "set DETECTRON2_DATASETS",
     ),
-    "classes unlike the data's": (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "has 5 classes: set it to 5"),
+    "classes unlike the data's": (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "has 3 classes: set it to 3"),
     "json without images": (["--train-json", "x.json"], "--train-json and --train-images go together"),
     "missing json": (["--train-json", "x.json", "--train-images", "."], "annotation file x.json is not there"),
     "evaluation without weights": (["--eval-only"], "--eval-only needs weights"),
     "output that cannot be made": (["OUTPUT_DIR", "/proc/nowhere/out"], "cannot be made"),
     "negative learning rate": (["SOLVER.BASE_LR", "-1.0"], "must be above 0"),
+    "batch that processes cannot share": (["--num-gpus", "3", "SEED", "1"], "take a multiple of 3"),
     "no processes": (["--num-gpus", "0"], "--num-gpus is 0"),
 }
 
@@ -159,14 +160,14 @@ def test_train_and_val_with_other_classes_are_refused(data, tmp_path):
 @pytest.mark.parametrize("flag", ["--config", "--config-file"])
 def test_classes_and_mask_format_follow_the_data(data, tmp_path, flag):
     train = json.loads((data / "train.json").read_text())
-    train["categories"].append({"id": 6, "name": "blob"})
+    train["categories"].append({"id": 4, "name": "blob"})
     image = train["images"][0]
     train["annotations"][0] |= {"segmentation": {"size": [image["height"], image["width"]], "counts": "0"}}
     (tmp_path / "train.json").write_text(json.dumps(train))
     words = ["--train-json", str(tmp_path / "train.json"), "--train-images", str(data / "train")]
     args = argument_parser("").parse_args([flag, "mask_rcnn_R50_FPN_gn", *words, "OUTPUT_DIR", str(tmp_path / "out")])
     cfg = prepare(args)
-    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 6 and cfg.INPUT.MASK_FORMAT == "bitmask" and cfg.DATASETS.TEST == ()
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4 and cfg.INPUT.MASK_FORMAT == "bitmask" and cfg.DATASETS.TEST == ()
     assert len(DatasetCatalog.get(cfg.DATASETS.TRAIN[0])) == 6
     assert MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes[-1] == "blob"
 

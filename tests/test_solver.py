@@ -187,8 +187,9 @@ def test_without_a_decay_of_their_own_norms_decay_as_the_rest():
 
 def test_the_schedule_keeps_each_groups_share():
     model = make_model(FusedGroupNorm)
-    optimizer = build_optimizer(recipe("SOLVER.STEPS", (1,), "SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 0), model)
-    scheduler = build_lr_scheduler(recipe("SOLVER.STEPS", (1,), "SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 0), optimizer)
+    cfg = recipe("SOLVER.STEPS", (1,), "SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 0)
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
