@@ -3,9 +3,7 @@
 import warnings
 
 try:
-    with warnings.catch_warnings():  # detectron2 still uses torch.jit.script, which its user can do nothing about
-        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
-        import detectron2.modeling  # noqa: F401
+    import detectron2
 except ImportError as error:
     if error.name != "detectron2":
         raise
@@ -13,6 +11,10 @@ except ImportError as error:
         "gn_det needs detectron2, which is not on PyPI: install it from https://github.com/facebookresearch/detectron2 "
         "or conda-forge, or run 'make demo' in gn_det's checkout, which installs one (see packaging/README.md)."
     ) from None
+
+with warnings.catch_warnings():  # detectron2 still uses torch.jit.script, about which its user can do nothing
+    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+    import detectron2.modeling  # noqa: F401
 
 from . import datasets  # noqa: F401
 from .backbone import build_gn_resnet_backbone, build_gn_resnet_fpn_backbone  # noqa: F401

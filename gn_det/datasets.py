@@ -52,7 +52,9 @@ def register_annotations(name: str, json_file: str | Path, clean_file: str | Pat
     return _check_and_register(name, json_file, _read(json_file), None, Path(clean_file))
 
 
-def _check_and_register(name: str, json_file: str | Path, data: dict, image_root: Path | None, clean_file: Path) -> dict:
+def _check_and_register(
+    name: str, json_file: str | Path, data: dict, image_root: Path | None, clean_file: Path
+) -> dict:
     problems = list(_problems(data, image_root))
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
@@ -67,7 +69,12 @@ def _check_and_register(name: str, json_file: str | Path, data: dict, image_root
 
 
 def _register(
-    name: str, load: Callable[[], list[dict]], json_file: Path, image_root: Path | str, classes: list[str], ids: list[int]
+    name: str,
+    load: Callable[[], list[dict]],
+    json_file: Path,
+    image_root: Path | str,
+    classes: list[str],
+    ids: list[int],
 ) -> None:
     """Register with all of the metadata that detectron2's evaluator reads, so that it need not be loaded first."""
     for catalog in (DatasetCatalog, MetadataCatalog):

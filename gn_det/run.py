@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,6 +161,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     The long part of what detectron2 says (environment, full config) goes to ``OUTPUT_DIR/log.txt`` only.
     """
     cfg = prepare(args)
+    # What detectron2 does with PyTorch, and its user cannot mend.
+    warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed() % 2**31  # a record names its seed
     cfg.freeze()

@@ -47,7 +47,9 @@ def test_stock_detectron2_runs_a_hostile_pickle(tmp_path):
 @pytest.mark.parametrize("where", ["the whole", "a value", "an object array"])
 def test_hostile_pickle_is_refused_and_does_not_run(tmp_path, where):
     evil = Runs(tmp_path / "marker")
-    value = {"the whole": evil, "a value": {"model": evil}, "an object array": {"a": np.array([evil], dtype=object)}}[where]
+    value = {"the whole": evil, "a value": {"model": evil}, "an object array": {"a": np.array([evil], dtype=object)}}[
+        where
+    ]
     path = dump(tmp_path / "evil.pkl", value)
     with pytest.raises(GNDetError, match=r"was not read.*posix\.mkdir"):
         Checkpointer(nn.Linear(1, 1)).load(path)

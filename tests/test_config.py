@@ -471,6 +471,19 @@ def test_a_checkpoint_lifts_nothing_else():
     said(SCRATCH, "SOLVER.MAX_ITER", 0, has_checkpoint=True)
 
 
+@pytest.mark.parametrize("opts", [["SOLVER.MAX_ITER", 0], ["DATASETS.TRAIN", ()], ["DATASETS.TRAIN", ("nothing",)]])
+def test_evaluation_alone_needs_no_training(opts):
+    cfg = load_config(GN_FPN, opts)
+    refusal(check_config, cfg)
+    check_config(cfg, eval_only=True)
+
+
+def test_evaluation_alone_lifts_nothing_else():
+    said(GN_FPN, "MODEL.RESNETS.NORM", "GNN", eval_only=True)
+    said(GN_FPN, "DATASETS.TEST", ("nothing",), eval_only=True)
+    said(SCRATCH, "MODEL.RESNETS.NORM", "FrozenBN", eval_only=True)
+
+
 @pytest.mark.parametrize("key", ["BASE_LR", "IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_refuses_a_solver_that_does_nothing(key, value):

@@ -121,7 +121,9 @@ BAD = {
     "NaN polygon": (json.dumps(changed("annotations.0.segmentation.0.0", float("nan"))), "at least 3 points"),
     "mask of another size": (changed("annotations.0.segmentation", {"size": [9, 9], "counts": [81]}), "image's size"),
     "one mask missing": (
-        changed("annotations", [*GOOD["annotations"], {"id": 3, "image_id": 0, "category_id": 7, "bbox": [1, 1, 2, 2]}]),
+        changed(
+            "annotations", [*GOOD["annotations"], {"id": 3, "image_id": 0, "category_id": 7, "bbox": [1, 1, 2, 2]}]
+        ),
         "annotation 3 has no segmentation, while others have one",
     ),
 }

@@ -41,7 +41,9 @@ def data(tmp_path_factory) -> Path:
         Image.fromarray(pixels).save(folder / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "height": 96, "width": 96})
     categories = [{"id": 1, "name": "rectangle"}]
-    (folder / "train.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    (folder / "train.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     return folder
 
 

@@ -7,13 +7,22 @@ from gn_det.records import changed_keys, config_digest, format_table, write_reco
 def row(**more) -> dict:
     metrics = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 12.34)
     paper = {"source": "paper, Table 6", "box": {"AP": 40.3, "AP50": 61.0, "AP75": 44.0}, "mask": None}
-    record = {"config": "x", "changed": {}, "dataset": "coco_2017_val", "box": metrics, "mask": metrics, "published": paper}
+    record = {
+        "config": "x",
+        "changed": {},
+        "dataset": "coco_2017_val",
+        "box": metrics,
+        "mask": metrics,
+        "published": paper,
+    }
     return record | more
 
 
 def test_digest_changes_with_the_recipe_and_not_with_the_machine():
     digest = config_digest(load_config("mask_rcnn_R50_FPN_gn"))
-    assert digest == config_digest(load_config("mask_rcnn_R50_FPN_gn", ["OUTPUT_DIR", "x", "SEED", "3", "MODEL.DEVICE", "cpu"]))
+    assert digest == config_digest(
+        load_config("mask_rcnn_R50_FPN_gn", ["OUTPUT_DIR", "x", "SEED", "3", "MODEL.DEVICE", "cpu"])
+    )
     assert digest != config_digest(load_config("mask_rcnn_R50_FPN_gn", ["MODEL.GN.EPS", "1e-4"]))
 
 

@@ -15,8 +15,8 @@ from gn_det import GNDetError, shapes
 from gn_det.run import argument_parser, launch, prepare
 
 REPO = Path(__file__).resolve().parent.parent
-SHORT = """SOLVER.MAX_ITER 4 SOLVER.STEPS () SOLVER.CHECKPOINT_PERIOD 2 SOLVER.IMS_PER_BATCH 2 SEED 5 DATALOADER.NUM_WORKERS 0
-    MODEL.RPN.POST_NMS_TOPK_TEST 10""".split()
+SHORT = """SOLVER.MAX_ITER 4 SOLVER.STEPS () SOLVER.CHECKPOINT_PERIOD 2 SOLVER.IMS_PER_BATCH 2 SEED 5
+    DATALOADER.NUM_WORKERS 0 MODEL.RPN.POST_NMS_TOPK_TEST 10""".split()
 
 
 def run_tool(*arguments: object, tool: str = "train_net.py") -> subprocess.CompletedProcess:
@@ -138,7 +138,10 @@ def test_a_mistake_is_one_sentence(name, monkeypatch, tmp_path):
 
 
 def test_a_mistake_from_the_shell_has_exit_code_2_and_no_traceback(tmp_path):
-    for arguments in (["--config", "nowhere"], ["--num-gpus", 2, "--config", "quickstart_R18_FPN_gn_scratch", "A.B", 1]):
+    for arguments in (
+        ["--config", "nowhere"],
+        ["--num-gpus", 2, "--config", "quickstart_R18_FPN_gn_scratch", "A.B", 1],
+    ):
         done = run_tool(*arguments)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.strip().splitlines()[-1].startswith("error: ")
         assert "Traceback" not in done.stderr
@@ -152,7 +155,9 @@ def test_train_and_val_with_other_classes_are_refused(data, tmp_path):
     (tmp_path / "val.json").write_text(json.dumps(other))
     words = [str(word) for word in own_data(data)]
     words[5] = str(tmp_path / "val.json")
-    args = argument_parser("").parse_args(["--config", "mask_rcnn_R50_FPN_gn", *words, "OUTPUT_DIR", str(tmp_path / "o")])
+    args = argument_parser("").parse_args(
+        ["--config", "mask_rcnn_R50_FPN_gn", *words, "OUTPUT_DIR", str(tmp_path / "o")]
+    )
     with pytest.raises(GNDetError, match="the same categories with the same ids"):
         prepare(args)
 

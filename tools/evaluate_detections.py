@@ -15,7 +15,9 @@ from gn_det.run import run_tool
 def cli():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--annotations", required=True, metavar="JSON", help="the truth, in COCO's format")
-    parser.add_argument("--detections", required=True, metavar="JSON", nargs="+", help="one file or more, each evaluated")
+    parser.add_argument(
+        "--detections", required=True, metavar="JSON", nargs="+", help="one file or more, each evaluated"
+    )
     parser.add_argument("--digits", type=int, default=1, help="digits shown after the point (default: 1)")
     args = parser.parse_args()
     rows = []

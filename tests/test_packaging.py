@@ -1,0 +1,129 @@
+"""What is installed, what the README says to type, and detectron2 under its own name."""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import detectron2
+import pytest
+
+from gn_det.config import find_config
+from gn_det.run import argument_parser
+
+REPO = Path(__file__).resolve().parent.parent
+BRIDGED = "LabGym" in Path(detectron2.__file__).parts
+
+
+def python(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-W", "ignore", *arguments], capture_output=True, text=True, **options)
+
+
+def test_without_detectron2_the_import_says_how_to_get_it():
+    done = python("-c", "import sys; sys.modules['detectron2'] = None; import gn_det", cwd=REPO)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("ImportError: gn_det needs detectron2, which is not on PyPI: ")
+    assert "https://github.com/facebookresearch/detectron2" in last and "During handling" not in done.stderr
+
+
+@pytest.mark.slow
+def test_wheel_has_the_configs_and_does_not_ask_for_detectron2(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("gn_det", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
+        copy(REPO / name, source / name)
+    done = python(*f"-m pip wheel -q --no-deps --no-index --no-build-isolation -w {tmp_path} .".split(), cwd=source)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("gn_det-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+        names = archive.namelist()
+        metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
+    shipped = {path.name for path in (REPO / "configs").iterdir() if path.suffix == ".yaml"}
+    assert {
+        Path(name).name for name in names if name.startswith("gn_det/configs/") and name.endswith(".yaml")
+    } == shipped
+    assert not any(name.startswith(("tests", "tools", "configs")) for name in names)
+    assert "Requires-Dist: torch" in metadata and "detectron2" not in re.findall(
+        "Requires-Dist: ([a-z0-9_]+)", metadata
+    )
+    code = "import gn_det.config as c; print(c.__file__); print(c.load_config('mask_rcnn_R50_FPN_gn').MODEL.FPN.NORM)"
+    installed = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    done = python("-c", code, cwd=tmp_path, env=installed)
+    assert done.stdout.split() == [str(tmp_path / "installed/gn_det/config.py"), "GN"], done.stderr
+
+
+@pytest.mark.skipif(not BRIDGED, reason="a real detectron2 is installed")
+def test_the_copy_is_one_module_under_both_names():
+    for name in ("layers", "modeling.backbone.resnet", "utils.comm", "data.datasets"):
+        ours, theirs = (
+            importlib.import_module(f"detectron2.{name}"),
+            importlib.import_module(f"LabGym.detectron2.{name}"),
+        )
+        assert ours is theirs and ours.__spec__.name == f"LabGym.detectron2.{name}"
+    with pytest.raises(ModuleNotFoundError, match="detectron2.nothing"):
+        importlib.import_module("detectron2.nothing")
+
+
+@pytest.mark.skipif(not BRIDGED, reason="a real detectron2 is installed")
+def test_the_copys_logs_go_where_detectron2s_go(caplog):
+    import logging
+
+    assert logging.getLogger("LabGym.detectron2.data").parent.parent is logging.getLogger("detectron2")
+
+
+def readme_commands() -> list[str]:
+    blocks = [
+        block
+        for page in ("README.md", "docs/own_data.md")
+        for block in re.findall(r"```\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
+    ]
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def test_the_documents_have_commands():
+    assert len(readme_commands()) >= 5
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_commands_in_the_documents_are_right(command):
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert re.search(f"^{words[1]}:", (REPO / "Makefile").read_text(), re.MULTILINE)
+        return
+    words = words[1:] if words[0].endswith("python") else words
+    assert (REPO / words[0]).is_file()
+    if words[0] == "tools/train_net.py":
+        args = argument_parser("").parse_args(words[1:])
+        assert find_config(args.config_file).is_file() and len(args.opts) % 2 == 0
+
+
+@pytest.mark.slow
+def test_the_demos_command_runs(tmp_path):
+    """The command that 'make demo' would run, cut to two iterations."""
+    printed = subprocess.run(["make", "-n", "demo"], cwd=REPO, capture_output=True, text=True).stdout
+    line = next(line for line in printed.replace("\\\n", " ").splitlines() if "train_net.py" in line)
+    words = shlex.split(line.replace("$(date +%Y%m%d-%H%M%S)", "now"))
+    words[0] = sys.executable
+    short = [
+        "SOLVER.MAX_ITER",
+        "2",
+        "SOLVER.STEPS",
+        "()",
+        "MODEL.RPN.POST_NMS_TOPK_TEST",
+        "5",
+        "DATALOADER.NUM_WORKERS",
+        "0",
+    ]
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
+    done = subprocess.run(
+        [*words, *short, "OUTPUT_DIR", str(tmp_path / "out")], cwd=REPO, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "box AP" in done.stdout and str(tmp_path / "out" / "model_final.pth") in done.stdout
