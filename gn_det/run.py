@@ -73,13 +73,17 @@ def _choose_device(cfg: CfgNode, opts: list[str]) -> None:
         device = torch.device(cfg.MODEL.DEVICE)
     except RuntimeError:
         raise GNDetError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which is no device: take cuda or cpu.") from None
-    if device.type != "cuda" or torch.cuda.is_available():
+    if device.type == "cuda" and torch.cuda.is_available():
         return
-    if "MODEL.DEVICE" in opts:
+    if cfg.SOLVER.AMP.ENABLED:
+        raise GNDetError(
+            "SOLVER.AMP.ENABLED is True, but detectron2's mixed precision trains on GPUs only: set it to False."
+        )
+    if device.type == "cuda" and "MODEL.DEVICE" in opts:
         raise GNDetError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but PyTorch finds no GPU here: leave it out, or say cpu."
         )
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = str(device) if device.type != "cuda" else "cpu"
 
 
 def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> bool:

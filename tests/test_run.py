@@ -106,6 +106,7 @@ MISTAKES = {
     "unknown norm": (["MODEL.FPN.NORM", "gn"], "did you mean 'GN'"),
     "unknown device": (["MODEL.DEVICE", "gpu"], "which is no device"),
     "GPU asked for where none is": (["MODEL.DEVICE", "cuda"], "finds no GPU here"),
+    "mixed precision without a GPU": (["SOLVER.AMP.ENABLED", "True"], "trains on GPUs only"),
     "unknown data set": (["DATASETS.TRAIN", "('shape_train',)"], "did you mean 'shapes_train'"),
     "COCO not there": (
         ["DATASETS.TRAIN", "('coco_2017_train',)", "MODEL.ROI_HEADS.NUM_CLASSES", "80", "DATASETS.TEST", "()"],
