@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,13 +15,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .errors import GNDetError
 from .norm import NORM_KEYS, PER_SAMPLE, check_norm, did_you_mean, get_key
 
-# The part that each norm key belongs to: the key that names it, and gn_det's own parts, which follow the whole switch.
-_PARTS = {
-    "MODEL.RESNETS.NORM": ("MODEL.BACKBONE.NAME", ("build_gn_resnet_backbone", "build_gn_resnet_fpn_backbone")),
-    "MODEL.FPN.NORM": ("MODEL.BACKBONE.NAME", ("build_gn_resnet_fpn_backbone",)),
-    "MODEL.ROI_BOX_HEAD.NORM": ("MODEL.ROI_BOX_HEAD.NAME", ("FastRCNN4Conv1FCGNHead",)),
-    "MODEL.ROI_MASK_HEAD.NORM": ("MODEL.ROI_MASK_HEAD.NAME", ("MaskRCNNConvUpsampleGNHead",)),
-}
+# Norm key, the key that names a part that reads it, and gn_det's own parts there, which follow the whole switch.
+_PARTS = (
+    ("MODEL.RESNETS.NORM", "MODEL.BACKBONE.NAME", ("build_gn_resnet_backbone", "build_gn_resnet_fpn_backbone")),
+    ("MODEL.RESNETS.NORM", "MODEL.ROI_HEADS.NAME", ("Res5GNROIHeads",)),
+    ("MODEL.FPN.NORM", "MODEL.BACKBONE.NAME", ("build_gn_resnet_fpn_backbone",)),
+    ("MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_BOX_HEAD.NAME", ("FastRCNN4Conv1FCGNHead",)),
+    ("MODEL.ROI_MASK_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NAME", ("MaskRCNNConvUpsampleGNHead",)),
+)
 _DEPTHS = (18, 34, 50, 101, 152)
 
 
@@ -56,10 +58,12 @@ def find_config(name: str) -> Path:
     Raises:
         GNDetError: there is no such file.
     """
-    path = Path(name).expanduser()
-    shipped = config_dir() / Path(name).with_suffix(".yaml").name
-    if path.is_file() or (shipped.is_file() and path.parent.name in ("", "configs")):
-        return path if path.is_file() else shipped
+    path = Path(os.path.expanduser(name))
+    if path.is_file():
+        return path
+    shipped = config_dir() / f"{path.stem}.yaml"
+    if shipped.is_file() and path.parent.name in ("", "configs"):
+        return shipped
     known = sorted(p.stem for p in config_dir().glob("*.yaml"))
     near = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the shipped ones lie in {config_dir()}."
@@ -79,6 +83,7 @@ def load_config(name: str, opts: Sequence[str] = ()) -> CfgNode:
         cfg.merge_from_file(str(path), allow_unsafe=False)
     if len(opts) % 2:
         raise GNDetError(f"The overrides on the command line are KEY VALUE pairs, but {opts[-1]!r} stands alone.")
+    _check_keys(cfg, opts[::2])
     with _as_sentence(cfg, "the command line"):
         cfg.merge_from_list(list(opts))
     # A config.yaml that a run has left in its OUTPUT_DIR says which one it was.
@@ -94,34 +99,56 @@ def _as_sentence(cfg: CfgNode, where: str) -> Iterator[None]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise GNDetError(f"{where}{line} is not a plain YAML config: {problem}.") from None
     except FileNotFoundError as error:
         raise GNDetError(f"{where}: its _BASE_ {error.filename} is not there.") from None
+    except OSError as error:
+        raise GNDetError(f"{where}: its _BASE_ {error.filename} cannot be read ({error.strerror}).") from None
+    except RecursionError:
+        raise GNDetError(f"{where}: its _BASE_ leads back to itself.") from None
     except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
         raise GNDetError(f"{where}: {_explain(cfg, str(error).strip(chr(34) + chr(39)))}") from None
 
 
 def _explain(cfg: CfgNode, message: str) -> str:
     if key := re.search(r"Non-existent (?:config )?key: (\S+)", message):
-        name = key[1].strip("'\"")
-        if name.startswith("-"):
-            return f"the option {name} must stand before the KEY VALUE pairs."
-        return f"there is no config key {name}{did_you_mean(name, _all_keys(cfg))}."
-    types = r"Type mismatch \(<class '(\w+)'> vs. <class '(\w+)'>\) with values \(.* vs. (.*)\) for config key: (\S+)"
+        return _unknown_key(cfg, key[1].strip("'\""))
+    types = (
+        r"Type mismatch \(<class '([\w.]+)'> vs. <class '(\w+)'>\) with values \(.* vs. (.*)\) for config key: (\S+)"
+    )
     if m := re.search(types, message, re.DOTALL):
         want, got, value, name = m.groups()
+        if want.endswith("CfgNode"):
+            return f"{name} is a section with keys of its own, and takes no value."
         hint = f" (write {value}.0)" if (want, got) == ("float", "int") else ""
         return f"{name} takes a value of type {want}, not the {got} {value}{hint}."
-    if "is not iterable" in message or "NoneType" in message:
+    if "is not iterable" in message or "has no attribute" in message:
         return "holds no config (it is empty, or not KEY: VALUE lines)."
     return message.splitlines()[0] if message else "is not a config."
 
 
+def _check_keys(cfg: CfgNode, keys: Sequence[str]) -> None:
+    """Unknown keys of the command line, also those below a value, on which yacs stumbles."""
+    for key in keys:
+        node: object = cfg
+        for part in key.split("."):
+            if not isinstance(node, CfgNode) or part not in node:
+                raise GNDetError(f"the command line: {_unknown_key(cfg, key)}")
+            node = node[part]
+
+
+def _unknown_key(cfg: CfgNode, name: str) -> str:
+    if name.startswith("-"):
+        return f"the option {name} must stand before the KEY VALUE pairs."
+    return f"there is no config key {name}{did_you_mean(name, _all_keys(cfg))}."
+
+
 def _all_keys(node: CfgNode, prefix: str = "") -> list[str]:
+    """All dotted keys, sections among them."""
     keys: list[str] = []
     for name, value in node.items():
-        keys += _all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+        keys += [prefix + name] + (_all_keys(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [])
     return keys
 
 
@@ -138,7 +165,8 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
     """
     for key in NORM_KEYS:
         check_norm(cfg, key)
-        _check_part(cfg, key)
+    for part in _PARTS:
+        _check_part(cfg, *part)
     _check_resnet(cfg)
     if not cfg.MODEL.WEIGHTS and not has_checkpoint:
         _check_scratch(cfg)
@@ -148,15 +176,16 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
         _check_classes(cfg, name)
 
 
-def _check_part(cfg: CfgNode, key: str) -> None:
+def _check_part(cfg: CfgNode, key: str, name_key: str, ours: tuple[str, ...]) -> None:
     """detectron2's own parts know GN only with 32 groups and eps 1e-5, another LN, and no IN."""
-    norm, (name_key, ours) = get_key(cfg, key), _PARTS[key]
-    name = get_key(cfg, name_key)
-    default = cfg.MODEL.GN.NUM_GROUPS == 32 and cfg.MODEL.GN.CHANNELS_PER_GROUP <= 0 and cfg.MODEL.GN.EPS == 1e-5
+    norm, name = get_key(cfg, key), get_key(cfg, name_key)
+    default = cfg.MODEL.GN.NUM_GROUPS == 32 and cfg.MODEL.GN.CHANNELS_PER_GROUP == -1 and cfg.MODEL.GN.EPS == 1e-5
     if norm not in PER_SAMPLE or (norm == "GN" and default) or name in ours:
         return
-    if key == "MODEL.FPN.NORM" and "fpn" not in name:
-        return  # no FPN, so nobody reads the key
+    if (key == "MODEL.FPN.NORM" and "fpn" not in name) or (
+        name_key == "MODEL.ROI_HEADS.NAME" and name != "Res5ROIHeads"
+    ):
+        return  # then nobody reads the key for this part
     what = f"{norm} with MODEL.GN changed" if norm == "GN" else norm
     raise GNDetError(
         f"{key} is {what}, which {name_key} {name!r} does not have in the paper's meaning: set {name_key} to {ours[-1]}."
@@ -199,7 +228,7 @@ def _check_scratch(cfg: CfgNode) -> None:
 def _check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
     for name in ("BASE_LR", "IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD"):
-        if solver[name] <= 0:
+        if solver[name] is None or solver[name] <= 0:
             raise GNDetError(f"SOLVER.{name} is {solver[name]}, and must be above 0.")
     if not cfg.DATASETS.TRAIN:
         raise GNDetError("DATASETS.TRAIN is empty: name a data set, or give --train-json and --train-images.")

@@ -51,7 +51,7 @@ def norm_layer(cfg: CfgNode, key: str) -> str | Callable[[int], nn.Module]:
 
     Returns:
         a callable(channels) -> nn.Module, or "" for no norm (which detectron2's builders compare with "" to decide
-        on the convolution's bias). GN, LN and IN are all ``nn.GroupNorm``: type checks, state dicts and exporters see
+        on the convolution's bias). GN, LN and IN are all an ``nn.GroupNorm``: type checks, state dicts and exporters see
         the module they know. A layer that the groups do not divide becomes a placeholder, which
         :func:`check_groups` turns into a sentence with the layer's name.
 
@@ -71,7 +71,9 @@ def norm_layer(cfg: CfgNode, key: str) -> str | Callable[[int], nn.Module]:
         groups = num_groups(cfg.MODEL.GN, norm, channels)
         if groups is None:
             return _Undivided(channels, f"{key} is {norm}", cfg.MODEL.GN)
-        return nn.GroupNorm(groups, channels, eps=cfg.MODEL.GN.EPS)
+        layer = GroupNorm(groups, channels, eps=cfg.MODEL.GN.EPS)
+        layer.follows_groups = norm == "GN"
+        return layer
 
     return group_norm
 
@@ -81,6 +83,9 @@ def check_norm(cfg: CfgNode, key: str) -> None:
     norm = get_key(cfg, key)
     if norm not in NORMS:
         raise GNDetError(f"{key} is {norm!r}, which is no norm here{did_you_mean(norm, NORMS)}.")
+    for name in ("NUM_GROUPS", "CHANNELS_PER_GROUP", "EPS"):
+        if cfg.MODEL.GN[name] is None:
+            raise GNDetError(f"MODEL.GN.{name} is None, and must be a number; -1 puts a group key out of force.")
     groups, per_group = cfg.MODEL.GN.NUM_GROUPS, cfg.MODEL.GN.CHANNELS_PER_GROUP
     if norm == "GN" and (groups > 0) == (per_group > 0):
         raise GNDetError(
@@ -97,6 +102,16 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     if near:
         return " (did you mean " + repr(next(k for k in known if k.lower() == near[0])) + "?)"
     return f"; known are {', '.join(map(repr, known))}" if len(known) < 30 else ""
+
+
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm, also where a group is a single value (IN on a 1x1 map): that is its own mean, so y = beta."""
+
+    follows_groups = True  # False for LN and IN, whose groups are not MODEL.GN's
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> the same; N may be 0."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class _Undivided(nn.Module):
@@ -120,7 +135,7 @@ def check_groups(module: nn.Module, name: str) -> None:
     key = "NUM_GROUPS" if first.gn.NUM_GROUPS > 0 else "CHANNELS_PER_GROUP"
     value = first.gn[key]
     # Values that every layer can do, so that the user is not sent from one layer to the next.
-    good = {m.num_channels for m in module.modules() if isinstance(m, nn.GroupNorm) and m.num_groups > 1}
+    good = {m.num_channels for m in module.modules() if isinstance(m, GroupNorm) and m.follows_groups}
     channels = good | {m.channels for _, m in bad}
     works = [d for d in range(1, first.channels + 1) if all(c % d == 0 for c in channels)]
     below, above = [d for d in works if d < value], [d for d in works if d > value]

@@ -15,7 +15,10 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     and ``WEIGHT_DECAY_BIAS`` overrides it for shifts.
     """
     optimizer = detectron2_build_optimizer(cfg, model)
-    norms, decay = norm_parameters(model), cfg.SOLVER.WEIGHT_DECAY_NORM
+    decay = cfg.SOLVER.WEIGHT_DECAY_NORM
+    if decay is None:  # then norms decay as all else
+        return optimizer
+    norms = norm_parameters(model)
     for group in list(optimizer.param_groups):
         mine = [p for p in group["params"] if p in norms]
         if mine and group["weight_decay"] != decay:

@@ -230,6 +230,12 @@ def test_a_value_for_a_section(write):
         assert "<class" not in sentence
 
 
+def test_a_section_for_a_value(write):
+    sentence = refusal(load_config, write("a.yaml", "SOLVER: {BASE_LR: {A: 1}}"))
+    assert "SOLVER.BASE_LR" in sentence
+    assert "<class" not in sentence
+
+
 def test_odd_overrides():
     sentence = refusal(load_config, GN_FPN, ["SOLVER.BASE_LR", "0.1", "SEED"])
     assert sentence == "The overrides on the command line are KEY VALUE pairs, but 'SEED' stands alone."

@@ -215,7 +215,7 @@ def test_each_key_is_read_for_its_own_part(key):
 )
 def test_each_name_gives_its_class(norm, kind):
     module = norm_layer(make_cfg(norm), KEY)(64)
-    assert type(module) is kind
+    assert isinstance(module, kind)
     if kind is NaiveSyncBatchNorm:
         assert module._stats_mode == ("N" if norm.endswith("_N") else "")
 
