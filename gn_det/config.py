@@ -115,12 +115,14 @@ def _explain(cfg: CfgNode, message: str) -> str:
     if key := re.search(r"Non-existent (?:config )?key: (\S+)", message):
         return _unknown_key(cfg, key[1].strip("'\""))
     types = (
-        r"Type mismatch \(<class '([\w.]+)'> vs. <class '(\w+)'>\) with values \(.* vs. (.*)\) for config key: (\S+)"
+        r"Type mismatch \(<class '([\w.]+)'> vs. <class '([\w.]+)'>\) with values \(.* vs. (.*)\) for config key: (\S+)"
     )
     if m := re.search(types, message, re.DOTALL):
         want, got, value, name = m.groups()
         if want.endswith("CfgNode"):
             return f"{name} is a section with keys of its own, and takes no value."
+        if got.endswith("CfgNode"):
+            return f"{name} takes a value of type {want}, and has no keys of its own."
         hint = f" (write {value}.0)" if (want, got) == ("float", "int") else ""
         return f"{name} takes a value of type {want}, not the {got} {value}{hint}."
     if "is not iterable" in message or "has no attribute" in message:
