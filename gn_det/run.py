@@ -1,19 +1,16 @@
-"""From a command line to a run: arguments, setup, processes, and what is said at the end."""
+"""From a command line to a run: arguments, their check, setup, and what is said at the end."""
 
 import argparse
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup
-from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -36,7 +33,6 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     own.add_argument("--train-images", metavar="DIR", help="the folder that its file_names are relative to")
     own.add_argument("--val-json", metavar="JSON", help="annotations to evaluate on")
     own.add_argument("--val-images", metavar="DIR", help="the folder of the validation images")
-    parser._actions.sort(key=lambda action: action.dest == "opts")  # the KEY VALUE pairs last in the help too
     return parser
 
 
@@ -50,6 +46,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         raise GNDetError("Name a config: --config configs/mask_rcnn_R50_FPN_gn.yaml")
     cfg = load_config(args.config_file, args.opts)
     _choose_device(cfg, args.opts)
+    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more only compete
     has_checkpoint = _check_output_dir(cfg, args)
     _use_own_data(cfg, args)
     check_config(cfg, has_checkpoint=has_checkpoint, eval_only=args.eval_only)
@@ -227,58 +224,3 @@ def _draw(dataset_name: str, detections: Path, folder: Path) -> None:
         logger.warning("No pictures are drawn: detectron2's drawing needs OpenCV (pip install opencv-python-headless).")
         return
     draw_predictions(dataset_name, detections, folder)
-
-
-def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
-    """Run ``main(args)`` in this process, in the processes that ``--num-gpus`` asks for, or as one of torchrun's."""
-    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
-        return _join_torchrun(main, args)
-    processes = args.num_gpus
-    if processes < 1:
-        raise GNDetError(f"--num-gpus is {processes}; it is the number of processes, one a GPU, and at least 1.")
-    gpus = torch.cuda.device_count()
-    if gpus and processes > gpus:
-        raise GNDetError(f"--num-gpus is {processes}, but this machine has {gpus}.")
-    if processes * args.num_machines > 1:
-        prepare(args)  # in this process first, so that a mistake is said once and before any other starts
-        _share_cores(processes)
-        url = "auto" if args.num_machines == 1 else args.dist_url
-        detectron2_launch(main, processes, args.num_machines, args.machine_rank, url, args=(args,))
-    else:
-        main(args)
-
-
-def _share_cores(processes: int) -> None:
-    """Without a limit each CPU process would take all cores. Inherited by the children through the environment."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-
-
-def _join_torchrun(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
-    rank = int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
-        torch.cuda.set_device(rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        main(args)
-    finally:
-        dist.destroy_process_group()
-
-
-def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool's main; a user's mistake becomes one sentence on stderr and exit code 2."""
-    try:
-        main()
-    except GNDetError as error:
-        if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have nothing to add
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except torch.multiprocessing.ProcessRaisedException as error:
-        mistake = [line for line in str(error).splitlines() if "GNDetError: " in line]
-        if not mistake:
-            raise
-        print("error: " + mistake[-1].split("GNDetError: ", 1)[1], file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

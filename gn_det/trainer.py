@@ -114,6 +114,9 @@ def build_checkpointer(cfg: CfgNode, model: nn.Module, datasets: Sequence[str], 
 def train(cfg: CfgNode, resume: bool = False) -> dict:
     """Train, and evaluate at the end. Returns what :meth:`Trainer.test` does."""
     trainer = Trainer(cfg)
+    if resume and not trainer.checkpointer.has_checkpoint():
+        start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
+        logger.warning(f"--resume: {cfg.OUTPUT_DIR} holds no checkpoint, so training begins {start}.")
     trainer.resume_or_load(resume=resume)
     trainer.train()
     return getattr(trainer, "_last_eval_results", {})

@@ -12,7 +12,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from gn_det import GNDetError, shapes
-from gn_det.run import argument_parser, launch, prepare
+from gn_det.launch import launch
+from gn_det.run import argument_parser, prepare
 
 REPO = Path(__file__).resolve().parent.parent
 SHORT = """SOLVER.MAX_ITER 4 SOLVER.STEPS () SOLVER.CHECKPOINT_PERIOD 2 SOLVER.IMS_PER_BATCH 2 SEED 5
@@ -97,6 +98,13 @@ def test_resume_goes_on_and_without_it_nothing_is_overwritten(trained, data, tmp
     assert done.returncode == 0 and "Starting training from iteration 4" in done.stdout
     assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 5
     assert (output / "records" / "quickstart_R18_FPN_gn_scratch-own_shapes_val-0000006.json").is_file()
+
+
+def test_resume_where_nothing_is_says_so(data, tmp_path):
+    arguments = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(data)[:4], *SHORT, "SOLVER.MAX_ITER", 1]
+    done = run_tool("--resume", *arguments, "OUTPUT_DIR", tmp_path / "out")
+    assert done.returncode == 0 and "holds no checkpoint, so training begins from scratch" in done.stdout
+    assert "no evaluation, as no --val-json is given" in done.stdout
 
 
 MISTAKES = {

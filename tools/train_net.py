@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Train a model, or with --eval-only evaluate one."""
 
-from gn_det.run import argument_parser, launch, run_tool, say_end, setup
+from gn_det.launch import launch, run_tool
+from gn_det.run import argument_parser, say_end, setup
 from gn_det.trainer import evaluate_only, train
 
 
