@@ -38,7 +38,9 @@ class COCOEvaluator(StockCOCOEvaluator):
         there = {a["category_id"] for a in self._coco_api.dataset["annotations"] if not a.get("iscrowd")}
         if not there:
             return results
-        classes = zip(class_names or (), self._metadata.thing_dataset_id_to_contiguous_id, strict=True)
+        names = class_names or []
+        ids = self._metadata.get("thing_dataset_id_to_contiguous_id", range(len(names)))
+        classes = zip(names, ids, strict=False)  # without names nothing can be said of a class
         per_class = {f"AP-{name}": 0.0 if number in there else math.nan for name, number in classes}
         return dict.fromkeys((*METRICS, *_RECALLS), 0.0) | per_class
 

@@ -17,8 +17,9 @@ if "$venv/bin/python" -c 'import detectron2, sys; sys.exit("LabGym" in detectron
     echo "Using the detectron2 that is in $venv."
     pip install -c constraints.txt -e '.[dev,draw]'
 else
+    # labgym last, and away while pip works: pip would complain that labgym's own needs, which detectron2 has not, are missing.
+    pip uninstall --yes labgym >/dev/null 2>&1 || true
     pip install -c constraints.txt -e '.[dev,draw]' ./packaging/labgym_bridge
-    # Last, because pip would otherwise complain that labgym's own needs, which detectron2 has not, are missing.
     pip install --no-deps --ignore-requires-python --require-hashes -r packaging/labgym.txt
 fi
 "$venv/bin/python" -W ignore -c 'import gn_det, detectron2; print("gn_det", gn_det.__version__, "with detectron2", detectron2.__version__)'
