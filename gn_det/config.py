@@ -174,8 +174,13 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
         _check_scratch(cfg)
     if not eval_only:
         _check_solver(cfg)
-    for name in (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+    for name in datasets_of_run(cfg, eval_only):
         _check_classes(cfg, name)
+
+
+def datasets_of_run(cfg: CfgNode, eval_only: bool) -> tuple[str, ...]:
+    """The names of the data sets that a run reads."""
+    return (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
 
 
 def _check_part(cfg: CfgNode, key: str, name_key: str, ours: tuple[str, ...]) -> None:

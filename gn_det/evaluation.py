@@ -44,13 +44,12 @@ class COCOEvaluator(StockCOCOEvaluator):
         per_class = {f"AP-{name}": 0.0 if number in there else math.nan for name, number in classes}
         return dict.fromkeys((*METRICS, *_RECALLS), 0.0) | per_class
 
-    def load_detections(self, path: str | Path) -> None:
-        """Take detections from a file in COCO's result format in the place of a model's output.
+    def load_detections(self, rows: list[dict], path: str | Path) -> None:
+        """Take detections in COCO's result format, read from ``path``, in the place of a model's output.
 
         Raises:
-            GNDetError: no such file, not that format, or an image or category that the data set does not have.
+            GNDetError: one is for an image or category that the data set does not have.
         """
-        rows = _read_detections(path)
         images = set(self._coco_api.getImgIds())
         classes = self._metadata.thing_dataset_id_to_contiguous_id
         for row in rows:
@@ -80,10 +79,11 @@ def evaluate_detections(dataset_name: str, path: str | Path) -> dict:
     """AP and AR of given detections on a registered data set: {"bbox": {...}} and, where they have masks, "segm".
 
     Raises:
-        GNDetError: as :meth:`COCOEvaluator.load_detections`.
+        GNDetError: no such file, not that format, or as :meth:`COCOEvaluator.load_detections`.
     """
-    evaluator = COCOEvaluator(dataset_name, tasks=_tasks(_read_detections(path)), distributed=False)
-    evaluator.load_detections(path)
+    rows = _read_detections(path)
+    evaluator = COCOEvaluator(dataset_name, tasks=_tasks(rows), distributed=False)
+    evaluator.load_detections(rows, path)
     return evaluator.evaluate()
 
 

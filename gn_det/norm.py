@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.utils import comm
 from torch import nn
 
@@ -166,8 +167,6 @@ def zero_init_residual(module: nn.Module) -> None:
 
     A block then starts as the identity. The paper does so for ImageNet; Detectron's COCO models from scratch do not.
     """
-    from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
-
     for block in module.modules():
         if isinstance(block, BasicBlock | BottleneckBlock):
             last = block.conv2.norm if isinstance(block, BasicBlock) else block.conv3.norm

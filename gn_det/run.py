@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from . import datasets
-from .config import check_config, load_config
+from .config import check_config, datasets_of_run, load_config
 from .errors import GNDetError
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     has_checkpoint = _check_output_dir(cfg, args)
     _use_own_data(cfg, args)
     check_config(cfg, has_checkpoint=has_checkpoint, eval_only=args.eval_only)
-    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+    for name in datasets_of_run(cfg, args.eval_only):
         _check_files(name)
     processes = max(comm.get_world_size(), args.num_gpus * args.num_machines)
     if cfg.SOLVER.IMS_PER_BATCH % processes and not cfg.SOLVER.REFERENCE_WORLD_SIZE and not args.eval_only:

@@ -1,6 +1,7 @@
 """What is installed, what the README says to type, and detectron2 under its own name."""
 
 import importlib
+import logging
 import os
 import re
 import shlex
@@ -72,9 +73,7 @@ def test_the_copy_is_one_module_under_both_names():
 
 
 @pytest.mark.skipif(not BRIDGED, reason="a real detectron2 is installed")
-def test_the_copys_logs_go_where_detectron2s_go(caplog):
-    import logging
-
+def test_the_copys_logs_go_where_detectron2s_go():
     assert logging.getLogger("LabGym.detectron2.data").parent.parent is logging.getLogger("detectron2")
 
 
