@@ -35,6 +35,8 @@ def add_gn_det_config(cfg: CfgNode) -> None:
     cfg.MODEL.GN.EPS = 1e-5
     # Scale 0 in each residual block's last norm: the paper's ImageNet recipe, not Detectron's for COCO from scratch.
     cfg.MODEL.GN.ZERO_INIT_RESIDUAL = False
+    # Let BN* train without pre-trained statistics: then it normalises nothing. For comparisons only.
+    cfg.MODEL.GN.FROZENBN_FROM_SCRATCH = False
     # The name of the config file, for records. load_config fills it in.
     cfg.MODEL.GN.CONFIG = ""
 
@@ -225,10 +227,11 @@ def _check_scratch(cfg: CfgNode) -> None:
             "to train from scratch, or name weights."
         )
     frozen = [key for key in NORM_KEYS if get_key(cfg, key) == "FrozenBN"]
-    if frozen:
+    if frozen and not cfg.MODEL.GN.FROZENBN_FROM_SCRATCH:
         raise GNDetError(
             f"{frozen[0]} is FrozenBN and MODEL.WEIGHTS is empty: BN* keeps the statistics of pre-trained weights, and "
-            "without them normalises nothing; name weights, or take GN."
+            "without them normalises nothing; name weights, or take GN, or, if that is what is to be shown, set "
+            "MODEL.GN.FROZENBN_FROM_SCRATCH True."
         )
 
 

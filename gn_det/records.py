@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from .config import config_dir, load_config
+from .errors import GNDetError
 from .model_zoo import published
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in percent, see evaluation.py
@@ -111,11 +112,30 @@ def write_record(folder: str, record: dict) -> Path:
     if record.get("iteration") is not None:
         parts.append(f"{record['iteration']:07d}")
     path = Path(folder) / "records" / ("-".join(parts).replace(os.sep, "_") + ".json")
+    return save_json(path, record)
+
+
+def save_json(path: Path, data: dict) -> Path:
+    """Write a file that is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
+    part.write_text(json.dumps(data, indent=1) + "\n")
     os.replace(part, path)
     return path
+
+
+def read_record(path: str | Path) -> dict:
+    """
+    Raises:
+        GNDetError: the file cannot be read, or holds no JSON object.
+    """
+    try:
+        record = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise GNDetError(f"The record {path} cannot be read: {error}.") from None
+    if not isinstance(record, dict):
+        raise GNDetError(f"{path} is no record: it is not a JSON object.")
+    return record
 
 
 def format_table(record: dict) -> str:
