@@ -4,27 +4,18 @@ The spread is the sample standard deviation over seeds (n - 1); that of a differ
 sqrt(s1^2 / n1 + s2^2 / n2), its standard error. One seed has no spread, and then none is shown.
 """
 
+import dataclasses
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from tabulate import tabulate
 
-from .norm import NORMS
-
-# Okabe and Ito's colours, which people with any colour vision can tell apart.
-_COLOURS = {
-    "GN": "#0072B2",
-    "LN": "#009E73",
-    "IN": "#CC79A7",
-    "BN": "#D55E00",
-    "SyncBN": "#E69F00",
-    "FrozenBN": "#666666",
-}
-_MARKERS = {"GN": "o", "LN": "^", "IN": "v", "BN": "s", "SyncBN": "P", "FrozenBN": "D"}
-_SHOWN_AS = {"FrozenBN": "BN*"}
+from .errors import GNDetError
+from .model_zoo import published
+from .records import read_record
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -41,78 +32,146 @@ def difference(values: Sequence[float], to: Sequence[float]) -> str:
     return f"{delta} ± {math.sqrt(sum(statistics.variance(v) / len(v) for v in (values, to))):.1f}"
 
 
-def _cells(records: Sequence[dict]) -> dict[tuple[str, int], list[dict]]:
-    """The records of a norm study by norm and batch size, in a fixed order."""
-    cells = defaultdict(list)
-    for record in records:
-        cells[record["variant"]["norm"], record["variant"]["batch"]].append(record)
-    return dict(sorted(cells.items(), key=lambda item: (NORMS.index(item[0][0]), item[0][1])))
-
-
-def _values(records: Sequence[dict], kind: str) -> list[float]:
-    """AP of the records that have one: 0 where a training diverged, for it detects nothing."""
-    return [0.0 if "diverged" in r else r[kind]["AP"] for r in records if "diverged" in r or r[kind]]
-
-
-def study_tables(records: Sequence[dict]) -> str:
-    """Box and mask AP against batch size, norm by norm, in Markdown.
+def load_runs(paths: Sequence[str | Path]) -> list["Row"]:
+    """The rows of a comparison, in the order of ``paths``; runs that differ only in the seed share one.
 
     Args:
-        records: as :class:`gn_det.norm_study.Study` leaves them.
+        paths: an ``OUTPUT_DIR``, a record (JSON), or a folder of records; ``NAME=PATH`` gives the row a name.
+
+    Raises:
+        GNDetError: no record there, or records of different data sets.
     """
-    cells = _cells(records)
-    norms = sorted({norm for norm, _ in cells}, key=NORMS.index)
-    batches = sorted({batch for _, batch in cells})
-    tables = []
-    for kind in ("box", "mask"):
-        if not any(r[kind] for r in records):
+    rows: dict[tuple, Row] = {}
+    for text in map(str, paths):
+        name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
+        for record in _last_records(Path(path)):
+            row = rows.setdefault((name, record["config_sha256"], record["iteration"]), Row(name, []))
+            if record not in row.records:
+                row.records.append(record)
+    datasets = sorted({record["dataset"] for row in rows.values() for record in row.records})
+    if len(datasets) > 1:
+        raise GNDetError(f"AP on different data sets cannot be compared: these records are on {', '.join(datasets)}.")
+    _name(list(rows.values()))
+    return list(rows.values())
+
+
+def _last_records(path: Path) -> list[dict]:
+    """Of each training its last evaluation."""
+    folder = path / "records" if (path / "records").is_dir() else path
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else [path]
+    if not files:
+        raise GNDetError(f"{path} holds no record: name an OUTPUT_DIR whose run was evaluated, or a record (JSON).")
+    last: dict[tuple, dict] = {}
+    for file in files:
+        record = read_record(file)
+        lacks = [key for key in ("config_sha256", "dataset", "box", "mask", "seed") if key not in record]
+        if lacks:
+            raise GNDetError(f"{file} is no record of an evaluation: it has no {', '.join(lacks)}.")
+        record.setdefault("iteration", None)
+        key = record["config_sha256"], record["dataset"], record["seed"]
+        if (record["iteration"] or 0) >= (last.get(key, record)["iteration"] or 0):
+            last[key] = record
+    return list(last.values())
+
+
+@dataclasses.dataclass
+class Row:
+    """Runs of one recipe, which differ in the seed."""
+
+    name: str
+    records: list[dict]
+
+    def values(self, kind: str, metric: str) -> list[float]:
+        """The metric in percent of the runs that have it. A run that diverged detects nothing: 0."""
+        found = [0.0 if "diverged" in r else (r[kind] or {}).get(metric) for r in self.records]
+        return [value for value in found if value is not None]
+
+
+def _name(rows: Sequence[Row]) -> None:
+    """Name the rows by what distinguishes them: the config, and the changed keys that not all share."""
+    changes = [row.records[0].get("changed") or {} for row in rows]
+    for row, changed in zip(rows, changes, strict=True):
+        record = row.records[0]
+        if row.name:
             continue
-        rows = [
-            [_SHOWN_AS.get(norm, norm), *(_cell(cells.get((norm, batch), []), kind) for batch in batches)]
-            for norm in norms
-        ]
-        headers = [f"{kind} AP", *(f"batch {batch}" for batch in batches)]
-        tables.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
-    return "\n\n".join([*tables, "AP in percent: mean ± standard deviation over the seeds, their number in brackets."])
+        differs = {k: v for k, v in changed.items() if any(k not in c or c[k] != v for c in changes)}
+        if variant := record.get("variant"):
+            row.name = f"{variant['norm']}, batch {variant['batch']}"
+        else:
+            words = [record.get("config") or "config", *(f"{k.split('.')[-1]}={v}" for k, v in differs.items())]
+            row.name = " ".join(words[:4] + [f"(+{len(words) - 4} keys)"] * (len(words) > 4))
+    again = Counter(row.name for row in rows)
+    for row in rows:
+        if again[row.name] > 1:  # the same but for a key that is not shown, or the version
+            row.name += f" [{row.records[0]['config_sha256'][:7]}, iteration {row.records[0]['iteration']}]"
 
 
-def _cell(records: Sequence[dict], kind: str) -> str:
-    if not records:
-        return "-"
-    diverged = sum("diverged" in r for r in records)
-    if diverged == len(records):
-        return f"diverged ({diverged})"
-    text = f"{mean_and_spread(_values(records, kind))} ({len(records)})"
-    return f"{text}, {diverged} diverged" if diverged else text
+def paper_rows(names: Sequence[str]) -> list[Row]:
+    """The published results of shipped configs as rows.
+
+    Raises:
+        GNDetError: the paper has no number for one.
+    """
+    rows = []
+    for name in names:
+        row = published(name)
+        if not row or not (row["box"] or row["mask"]):
+            raise GNDetError(f"The paper has no number for a config {name!r}; README.md lists those that have one.")
+        rows.append(Row(f"{row['source']}: {name}", [{**row, "dataset": "COCO val2017"}]))
+    return rows
 
 
-def draw_study(records: Sequence[dict], path: str | Path) -> None:
-    """Draw AP against batch size: a line a norm through the means, a point a training. A PNG or SVG by its name."""
+_COLUMNS = [("box", "AP"), ("box", "AP50"), ("box", "AP75"), ("mask", "AP"), ("mask", "AP50"), ("mask", "AP75")]
+
+
+def runs_table(rows: Sequence[Row], paper: Sequence[Row] = ()) -> str:
+    """One line a row: AP with its spread, and the difference to the first row. The paper's rows have none."""
+    columns = [(k, m) for k, m in _COLUMNS if any(row.values(k, m) for row in (*rows, *paper))]
+    headers = ["run", "data", "seeds"]
+    for kind, metric in columns:
+        headers += [f"{kind} {metric}", "to first"] if metric == "AP" else [f"{kind} {metric}"]
+    lines = []
+    for row in (*rows, *paper):
+        seeds = "" if row in paper else str(len(row.records))
+        line = [row.name, row.records[0]["dataset"], seeds]
+        for kind, metric in columns:
+            values, first = row.values(kind, metric), rows[0].values(kind, metric)
+            line.append(mean_and_spread(values) if values else "-")
+            if metric == "AP":
+                line.append(difference(values, first) if values and first and row not in (rows[0], *paper) else "")
+        lines.append(line)
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
+def draw_runs(rows: Sequence[Row], path: str | Path, paper: Sequence[Row] = ()) -> None:
+    """Draw box and mask AP: a dot a run, a bar at the mean, the paper's as hollow diamonds. PNG or SVG by the name."""
     from matplotlib.figure import Figure  # it takes a second, which nobody who trains should wait
 
-    kinds = [kind for kind in ("box", "mask") if any(r[kind] for r in records)] or ["box"]
-    figure = Figure(figsize=(4.6 * len(kinds), 4), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        _draw_kind(axes, records, kind)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    figure.savefig(path, dpi=150)
+    everything = [*rows, *paper]
+    kinds = [kind for kind in ("box", "mask") if any(row.values(kind, "AP") for row in everything)] or ["box"]
+    figure = Figure(figsize=(2 + 4 * len(kinds), 1.2 + 0.4 * len(everything)), layout="constrained")
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        for place, row in enumerate(everything):
+            values = row.values(kind, "AP")
+            if values:
+                hollow = {"marker": "D", "facecolors": "none", "edgecolors": "black"} if row in paper else {}
+                axes.scatter(values, [place] * len(values), s=28, **({"color": "#0072B2", "alpha": 0.7} | hollow))
+                axes.plot([statistics.fmean(values)] * 2, [place - 0.3, place + 0.3], color="black", linewidth=1)
+        axes.set(xlabel=f"{kind} AP (%)", yticks=range(len(everything)), yticklabels=[row.name for row in everything])
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()
+    save_figure(figure, path)
 
 
-def _draw_kind(axes, records: Sequence[dict], kind: str) -> None:
-    by_norm: dict[str, list] = defaultdict(list)
-    for (norm, batch), cell in _cells(records).items():
-        by_norm[norm].append((batch, _values(cell, kind)))
-    for norm, points in by_norm.items():
-        style = {"color": _COLOURS.get(norm), "marker": _MARKERS.get(norm, "x")}
-        batches = [batch for batch, values in points if values]
-        means = [statistics.fmean(values) for _, values in points if values]
-        axes.plot(batches, means, label=_SHOWN_AS.get(norm, norm), markersize=6, **style)
-        for batch, values in points:
-            axes.scatter([batch] * len(values), values, s=10, alpha=0.6, linewidths=0, zorder=3, **style)
-    axes.set_xscale("log", base=2)
-    ticks = sorted({r["variant"]["batch"] for r in records})
-    axes.set_xticks(ticks, [str(t) for t in ticks])
-    axes.set_ylim(bottom=-1)
-    axes.set(xlabel="images a batch", ylabel=f"{kind} AP (%)", title=f"{kind.capitalize()} AP")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+def save_figure(figure, path: str | Path) -> None:
+    """
+    Raises:
+        GNDetError: the file cannot be written, or its name says no kind of picture.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise GNDetError(f"The picture {path} cannot be written: {error}.") from None

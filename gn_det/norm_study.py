@@ -19,13 +19,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
-from .comparison import draw_study, study_tables
 from .config import check_config, load_config
 from .errors import GNDetError
 from .launch import launch, run_tool
 from .norm import NORM_KEYS, NORMS, did_you_mean, get_key
+from .norm_tables import draw_study, study_tables
 from .records import config_digest, make_record, read_record, save_json
-from .run import prepare
+from .run import config_of, prepare
 from .train_net import main
 
 _DIVERGED = 3  # exit code of a training whose loss became infinite or NaN
@@ -102,7 +102,7 @@ class Study:
             GNDetError: a variant cannot work, or ``OUTPUT_DIR`` holds a study of something else.
         """
         self.args, self.variants = args, variants
-        self.base = load_config(args.config_file, args.opts)
+        self.base = config_of(args)
         self.folder = Path(self.base.OUTPUT_DIR)
         _check_weights(self.base, variants, weights)
         self.opts = {v: [*args.opts, *overrides(self.base, v, weights)] for v in variants}
@@ -147,6 +147,8 @@ class Study:
         Returns:
             a sentence for each variant that failed otherwise than by diverging, which is a result.
         """
+        if jobs < 1:
+            raise GNDetError(f"--jobs is {jobs}; it is the number of trainings at a time, and at least 1.")
         todo = deque(v for v in self.variants if not self.result_file(v).is_file())
         done, total, failures = len(self.variants) - len(todo), len(self.variants), []
         if done:
@@ -205,8 +207,8 @@ class Study:
         if code == _DIVERGED:
             cfg = load_config(str(folder / "config.yaml"))
             record = make_record(cfg, cfg.DATASETS.TEST[0], {})
-            where = re.findall(r"iteration[= ](\d+)", output)
-            record["diverged"] = int(where[-1]) if where else True
+            where = re.findall(r"NaN at iteration=(\d+)", output)
+            record["diverged"] = int(where[-1]) if where else None  # where the proposals say it, they do not say when
         else:
             records = sorted((folder / "records").glob("*.json"))  # the last iteration is last
             if code or not records:
@@ -247,7 +249,7 @@ def _train(args: argparse.Namespace, output: str, slot: int, jobs: int) -> None:
 
 def _outcome(record: dict) -> str:
     if "diverged" in record:
-        return f"diverged at iteration {record['diverged']}"
+        return "diverged" + (f" at iteration {record['diverged']}" if record["diverged"] else "")
     return ", ".join(f"{kind} AP {record[kind]['AP']:.1f}" for kind in ("box", "mask") if record[kind])
 
 

@@ -36,15 +36,24 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def config_of(args: argparse.Namespace) -> CfgNode:
+    """The config that the arguments name, with their overrides.
+
+    Raises:
+        GNDetError: none is named, or as :func:`gn_det.config.load_config`.
+    """
+    if not args.config_file:
+        raise GNDetError("Name a config: --config configs/mask_rcnn_R50_FPN_gn.yaml")
+    return load_config(args.config_file, args.opts)
+
+
 def prepare(args: argparse.Namespace) -> CfgNode:
     """The checked config of a run, with its data sets registered. Writes only the cleaned JSON of own data.
 
     Raises:
         GNDetError: whatever in the arguments, the config or the data cannot work.
     """
-    if not args.config_file:
-        raise GNDetError("Name a config: --config configs/mask_rcnn_R50_FPN_gn.yaml")
-    cfg = load_config(args.config_file, args.opts)
+    cfg = config_of(args)
     _choose_device(cfg, args.opts)
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more only compete
     has_checkpoint = _check_output_dir(cfg, args)

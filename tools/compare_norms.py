@@ -14,7 +14,10 @@ from gn_det.run import argument_parser
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError("numbers with commas between them are wanted") from None
 
 
 def _weights(text: str) -> tuple[str, str]:

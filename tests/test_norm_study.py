@@ -1,0 +1,142 @@
+import json
+import multiprocessing
+
+import pytest
+
+from gn_det import GNDetError, shapes
+from gn_det.config import check_config, load_config
+from gn_det.norm import NORM_KEYS, get_key
+from gn_det.norm_study import Study, Variant, overrides, plan
+from gn_det.run import argument_parser
+
+QUICK = "quickstart_R18_FPN_gn_scratch"
+
+
+def arguments(tmp_path, *more: str):
+    return argument_parser("").parse_args(["--config", QUICK, *more, "OUTPUT_DIR", str(tmp_path)])
+
+
+def test_every_variant_has_one_seed_before_any_has_two():
+    variants = plan(["GN", "BN*", "GN"], [4, 1], 2)
+    assert [(v.norm, v.batch, v.seed) for v in variants[:4]] == [
+        ("GN", 4, 1),
+        ("FrozenBN", 4, 1),
+        ("GN", 1, 1),
+        ("FrozenBN", 1, 1),
+    ]
+    assert [v.seed for v in variants] == [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("norms", "batches", "seeds", "sentence"),
+    [
+        (["SynchBN"], [1], 1, "no norm 'SynchBN'.*did you mean 'SyncBN'"),
+        ([""], [1], 1, "no norm ''"),
+        (["GN"], [0], 1, "must be 1 or more"),
+        (["GN"], [2], 0, "must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_planned_is_a_sentence(norms, batches, seeds, sentence):
+    with pytest.raises(GNDetError, match=sentence):
+        plan(norms, batches, seeds)
+
+
+def test_the_schedule_follows_the_linear_rule():
+    base = load_config(QUICK, ["SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.02", "SOLVER.MAX_ITER", "100"])
+    base.merge_from_list(["SOLVER.STEPS", "(60, 80)", "SOLVER.WARMUP_ITERS", "10", "TEST.EVAL_PERIOD", "20"])
+    cfg = load_config(QUICK, overrides(base, Variant("GN", 2, 3), {}))
+    solver = cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.MAX_ITER) == (2, 400) and round(solver.BASE_LR, 6) == 0.005
+    assert (solver.STEPS, solver.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD, cfg.SEED) == ((240, 320), 40, 80, 3)
+    assert solver.REFERENCE_WORLD_SIZE == 0  # or the trainer would scale it again
+
+
+@pytest.mark.parametrize("norm", ["GN", "BN", "LN", "IN", "FrozenBN"])
+def test_the_norm_goes_where_the_config_has_one(norm):
+    pairs = overrides(load_config(QUICK, ["MODEL.ROI_MASK_HEAD.NORM", ""]), Variant(norm, 4, 1), {})
+    cfg = load_config(QUICK, ["MODEL.ROI_MASK_HEAD.NORM", "", *pairs])
+    elsewhere = "" if norm == "FrozenBN" else norm
+    assert [get_key(cfg, key) for key in NORM_KEYS] == [norm, elsewhere, elsewhere, ""]
+    check_config(cfg)
+
+
+def test_weights_belong_to_one_norm(tmp_path):
+    args = arguments(tmp_path / "new", "MODEL.WEIGHTS", "R-50-GN.pkl")
+    variants = plan(["GN", "BN"], [4], 1)
+    with pytest.raises(GNDetError, match="trained with GN: name the weights of the others too .--weights BN=FILE"):
+        Study(args, variants, {})
+    assert not (tmp_path / "new").exists()
+    pairs = overrides(load_config(QUICK), Variant("BN", 4, 1), {"BN": "R-50.pth"})
+    assert pairs[pairs.index("MODEL.WEIGHTS") + 1] == "R-50.pth"
+
+
+def test_a_variant_that_cannot_work_is_named_before_anything_runs(tmp_path):
+    args = arguments(tmp_path, "MODEL.GN.CHANNELS_PER_GROUP", "16")
+    with pytest.raises(GNDetError, match="GN, batch 4, seed 1: .*exactly one of them"):
+        Study(args, plan(["BN", "GN"], [4], 1), {})
+
+
+def test_another_study_in_the_same_folder_is_refused(tmp_path):
+    Study(arguments(tmp_path), plan(["GN"], [4], 1), {})
+    Study(arguments(tmp_path), plan(["GN", "LN"], [2, 4], 2), {})  # more of the same
+    with pytest.raises(GNDetError, match="another config or data"):
+        Study(arguments(tmp_path, "SOLVER.MAX_ITER", "7"), plan(["GN"], [4], 1), {})
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory) -> list[str]:
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    shapes.generate(root, num_train=2, num_val=1, seed=1, size=64)
+    flags = [("train-json", "train.json"), ("train-images", "train"), ("val-json", "val.json"), ("val-images", "val")]
+    return [str(word) for flag, path in flags for word in (f"--{flag}", root / path)]
+
+
+@pytest.mark.slow
+def test_a_study_trains_what_is_missing_and_keeps_what_failed_apart(tmp_path, own_data):
+    short = "SOLVER.MAX_ITER 2 SOLVER.STEPS () DATALOADER.NUM_WORKERS 0 MODEL.RPN.POST_NMS_TOPK_TEST 5".split()
+    args = arguments(tmp_path, *own_data, *short, "SOLVER.IMS_PER_BATCH", "1", "SOLVER.BASE_LR", "1e30")
+    said: list[str] = []
+    study = Study(args, plan(["LN"], [1], 1), {})
+    assert study.run(say=said.append) == []
+    record = json.loads(study.result_file(study.variants[0]).read_text())
+    assert "diverged" in record and record["box"] is None
+    assert record["variant"] == {"norm": "LN", "batch": 1, "seed": 1}
+    assert "[1/1] LN, batch 1, seed 1: diverged (" in said[0]
+
+    assert study.run(say=said.append) == [] and said[1:] == ["1 of 1 trainings are done already."]
+    table, picture = study.report()
+    assert "diverged (1)" in table.read_text() and picture.stat().st_size > 5000
+
+
+def _ends(code: int) -> None:
+    raise SystemExit(code)
+
+
+def test_a_training_that_fails_is_a_sentence_and_the_others_go_on(tmp_path, monkeypatch):
+    study = Study(arguments(tmp_path), plan(["GN", "BN"], [2, 4], 1), {})
+    with pytest.raises(GNDetError, match="--jobs is 0"):
+        study.run(jobs=0)
+    outputs = {"GN-batch2-seed1": "error: The disk is full.\n", "BN-batch2-seed1": "Killed\n"}
+
+    def start(variant, slot, jobs):
+        folder = tmp_path / variant.name
+        (folder / "records").mkdir(parents=True)
+        (folder / "output.txt").write_text(outputs.get(variant.name, ""))
+        box = {"AP": 40.0}
+        for iteration in (100, 200):
+            row = {"box": box, "mask": None, "iteration": iteration}
+            (folder / "records" / f"x-{iteration:07d}.json").write_text(json.dumps(row))
+        process = multiprocessing.get_context("fork").Process(target=_ends, args=(variant.batch % 4,))
+        process.start()
+        return process
+
+    monkeypatch.setattr(study, "_start", start)
+    said: list[str] = []
+    failures = study.run(jobs=2, say=said.append)
+    assert sorted(failures) == [
+        f"BN, batch 2, seed 1: it ended with code 2; see {tmp_path / 'BN-batch2-seed1' / 'output.txt'}",
+        "GN, batch 2, seed 1: The disk is full.",
+    ]
+    assert len(said) == 4 and sum("box AP 40.0" in line for line in said) == 2
+    kept = [json.loads(path.read_text()) for path in (tmp_path / "records").iterdir()]
+    assert [row["iteration"] for row in kept] == [200, 200]
