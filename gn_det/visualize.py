@@ -69,3 +69,19 @@ def _side_by_side(images: tuple[np.ndarray, ...], titles: tuple[str, ...]) -> Im
         draw.text((left + 4, 4), title, fill="black", font_size=15)
         sheet.paste(Image.fromarray(image), (left, bar))
     return sheet
+
+
+def contact_sheet(images: list[np.ndarray], titles: list[str], columns: int, width: int) -> Image.Image:
+    """Images (H, W, 3) in rows, each fitted into ``width`` x ``width`` pixels, under its title of two lines."""
+    bar, gap = 42, 8
+    scaled = [Image.fromarray(image) for image in images]
+    scaled = [image.resize([max(1, side * width // max(image.size)) for side in image.size]) for image in scaled]
+    rows = [range(start, min(start + columns, len(scaled))) for start in range(0, len(scaled), columns)]
+    heights = [bar + max(scaled[number].height for number in row) + gap for row in rows]
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, sum(heights) - gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (image, title) in enumerate(zip(scaled, titles, strict=True)):
+        left, top = number % columns * (width + gap), sum(heights[: number // columns])
+        draw.text((left + 4, top + 3), title, fill="black", font_size=15)
+        sheet.paste(image, (left, top + bar))
+    return sheet
