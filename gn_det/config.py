@@ -93,6 +93,18 @@ def load_config(name: str, opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
+def parse_config(text: str, where: str) -> CfgNode:
+    """The config in a YAML text, with no tag and no ``_BASE_`` of it followed; ``where`` names it in errors.
+
+    Raises:
+        GNDetError: as :func:`load_config`.
+    """
+    cfg = get_cfg()
+    with _as_sentence(cfg, where):
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+    return cfg
+
+
 @contextlib.contextmanager
 def _as_sentence(cfg: CfgNode, where: str) -> Iterator[None]:
     """Turn what yacs, yaml and fvcore raise while they merge into one sentence."""

@@ -26,17 +26,30 @@ logger = logging.getLogger(__name__)
 class ClassNames:
     """What a checkpoint remembers of its classes. A stateful object, as detectron2's checkpointer saves and loads them."""
 
-    def __init__(self, names: list[str]):
-        self.names = list(names)
+    def __init__(self, names: list[str], ids: Sequence[int] = ()):
+        self.names, self.ids = list(names), list(ids)  # in the model's order; ids of the data set's categories
 
     def state_dict(self) -> dict:
-        return {"names": self.names}
+        return {"names": self.names, "ids": self.ids}
 
     def load_state_dict(self, state: dict) -> None:
         if self.names and state["names"] != self.names:
             raise GNDetError(
                 f"The checkpoint was trained for the classes {state['names']}, but the data set has {self.names}."
             )
+
+
+class ConfigText:
+    """What a checkpoint remembers of its config, so that the file alone is enough to predict with."""
+
+    def __init__(self, cfg: CfgNode):
+        self.text = cfg.dump()
+
+    def state_dict(self) -> dict:
+        return {"yaml": self.text}
+
+    def load_state_dict(self, state: dict) -> None:
+        """A run that is continued keeps its own config."""
 
 
 class Trainer(DefaultTrainer):
@@ -106,9 +119,11 @@ def _norms(model: nn.Module) -> str:
 
 
 def build_checkpointer(cfg: CfgNode, model: nn.Module, datasets: Sequence[str], **stateful) -> Checkpointer:
-    """A checkpointer for ``OUTPUT_DIR`` that remembers the class names of the first of the data sets."""
-    names = MetadataCatalog.get(datasets[0]).get("thing_classes", [])
-    return Checkpointer(model, cfg.OUTPUT_DIR, classes=ClassNames(names), **stateful)
+    """A checkpointer for ``OUTPUT_DIR`` that remembers the config, and the classes of the first of the data sets."""
+    metadata = MetadataCatalog.get(datasets[0])
+    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    classes = ClassNames(metadata.get("thing_classes", []), sorted(ids, key=ids.get))
+    return Checkpointer(model, cfg.OUTPUT_DIR, classes=classes, config=ConfigText(cfg), **stateful)
 
 
 def train(cfg: CfgNode, resume: bool = False) -> dict:

@@ -3,10 +3,12 @@
 import _codecs
 import importlib
 import pickle
+import zipfile
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
@@ -51,6 +53,39 @@ def load_pickle(path: str) -> dict:
     if not isinstance(data, dict):
         raise GNDetError(f"{path} holds a {type(data).__name__} and not weights by name.")
     return data
+
+
+def read_notes(path: str) -> dict:
+    """What a checkpoint of gn_det's says of itself beside its weights, which are not read.
+
+    Returns:
+        {"config": YAML text, "names": of the classes, "ids": of the classes in their data set}, each where it is known.
+
+    Raises:
+        GNDetError: the file is not there, cannot be fetched, or is no checkpoint.
+    """
+    path = path.partition("?")[0]  # the rest is for detectron2's checkpointer
+    try:
+        path = PathManager.get_local_path(path)
+        if not path.endswith(".pth"):
+            return {}
+        # Only zip files, which torch writes since 1.6, can be mapped.
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # as in _load_file
+        raise _unreadable(path, error) from error
+    config, classes = (_dict(_dict(data).get(key)) for key in ("config", "classes"))
+    notes = {"names": _list_of(str, classes.get("names")), "ids": _list_of(int, classes.get("ids"))}
+    if isinstance(config.get("yaml"), str):
+        notes["config"] = config["yaml"]
+    return {key: value for key, value in notes.items() if value}
+
+
+def _dict(value: object) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _list_of(kind: type, value: object) -> list:
+    return value if isinstance(value, list) and all(isinstance(item, kind) for item in value) else []
 
 
 class Checkpointer(DetectionCheckpointer):
