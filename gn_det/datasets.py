@@ -172,7 +172,12 @@ def _file_problem(path: Path, row: dict) -> str | None:
         return "is not there"
     try:
         with Image.open(path) as image:
-            size = image.size[::-1] if image.getexif().get(_ORIENTATION, 1) >= 5 else image.size
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            size = image.size[::-1] if orientation >= 5 else image.size
+            if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+                return "has more than 8 bits a channel, which detectron2 clips at 255: save it with 8"
+            if image.format == "TIFF" and orientation > 1:
+                return "is a TIFF with an EXIF orientation, which detectron2 applies twice: save it turned"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"cannot be read as an image ({type(error).__name__})"
     if size != (row.get("width"), row.get("height")):  # detectron2 turns an image as its EXIF data say

@@ -84,6 +84,22 @@ def test_an_image_that_exif_turns_has_its_turned_size(register, tmp_path):
     assert register(changed("images.0.file_name", "turned.jpg"))["images"] == 1
 
 
+@pytest.mark.parametrize(
+    ("image", "orientation", "said"),
+    [
+        (Image.new("I;16", (48, 32)), 1, "has more than 8 bits a channel"),
+        (Image.new("F", (48, 32)), 1, "has more than 8 bits a channel"),
+        (Image.new("RGB", (48, 32)), 3, "a TIFF with an EXIF orientation, which detectron2 applies twice"),
+    ],
+)
+def test_an_image_that_detectron2_misreads(register, tmp_path, image, orientation, said):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "odd.tif", exif=exif)
+    with pytest.raises(GNDetError, match=said):
+        register(changed("images.0.file_name", "odd.tif"))
+
+
 def test_no_annotations_is_an_ordinary_data_set(register):
     assert register(changed("annotations", []))["objects"] == 0
 
