@@ -20,6 +20,7 @@ from . import datasets  # noqa: F401
 from .backbone import build_gn_resnet_backbone, build_gn_resnet_fpn_backbone  # noqa: F401
 from .config import add_gn_det_config, check_config, get_cfg  # noqa: F401
 from .errors import GNDetError  # noqa: F401
+from .predictor import Prediction, Predictor  # noqa: F401
 from .roi_heads import FastRCNN4Conv1FCGNHead, MaskRCNNConvUpsampleGNHead, Res5GNROIHeads  # noqa: F401
 
 __version__ = "0.1.0"

@@ -1,5 +1,7 @@
 """What several test files share: a fixed seed, small configs and a batch of made-up images."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -8,6 +10,7 @@ from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from gn_det.config import load_config
+from gn_det.trainer import build_checkpointer, build_model
 
 # A step of a full-depth model in about a second on one core. Random weights, nothing frozen.
 SMALL = """
@@ -78,6 +81,21 @@ def stock_cfg():
         return cfg
 
     return make
+
+
+@pytest.fixture(scope="session")
+def output_dir(tmp_path_factory) -> Path:
+    """What a run leaves: config and final checkpoint, of a small model with random weights. Read only."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("output_dir")
+    cfg = load_config("quickstart_R18_FPN_gn_scratch")
+    cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(SMALL)))
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 128, "OUTPUT_DIR", str(folder)])
+    model = build_model(cfg)
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)  # scores from about 0 to 1
+    build_checkpointer(cfg, model, cfg.DATASETS.TRAIN).save("model_final")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder
 
 
 @pytest.fixture
