@@ -18,11 +18,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from PIL import Image
 
 from gn_det import get_cfg, shapes
 
@@ -80,6 +83,13 @@ def files(tmp_path_factory) -> Path:
     shutil.move(root / "made" / "train", root / "images")
     train = json.loads((root / "made" / "train.json").read_text())
     (root / "train.json").write_text(json.dumps(train))
+    shutil.copytree(root / "images", root / "photos")
+    picture = Image.open(root / "images" / train["images"][0]["file_name"]).convert("RGB")
+    picture.save(root / "photo.jpg")
+    video = cv2.VideoWriter(str(root / "holiday.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, picture.size)
+    for _ in range(2):
+        video.write(np.asarray(picture)[:, :, ::-1].copy())
+    video.release()
     few = {row["id"] for row in train["images"][:2]}
     val = train | {"images": [row for row in train["images"] if row["id"] in few]}
     val["annotations"] = [row for row in train["annotations"] if row["image_id"] in few]
