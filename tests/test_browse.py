@@ -97,10 +97,11 @@ def test_test_split_is_scaled_as_in_testing_and_has_its_truth(tool, data):
     code, out, _ = tool("--config", SMALL, *val(data), "--no-augmentation", *sizes)
     assert code == 0 and "own_shapes_val: 3 images" in out and "scaled by 3.00" in out and "objects" in out
     assert Path("browse/own_shapes_val/03.jpg").is_file()
-    code, out, _ = tool(*train(data), *val(data), "--split", "test", "--out", "both")
-    assert code == 0 and "own_shapes_val" in out
-    code, out, _ = tool(*train(data), *val(data), "--out", "both")
-    assert code == 0 and "own_shapes_train" in out
+    sizes = ["--out", "both", "INPUT.MIN_SIZE_TEST", "600", "INPUT.MIN_SIZE_TRAIN", "(500,)"]
+    code, out, _ = tool(*train(data), *val(data), "--split", "test", *sizes)
+    assert code == 0 and "own_shapes_val" in out and picture(Path("both/01.jpg")).shape[1] == 600
+    code, out, _ = tool(*train(data), *val(data), *sizes)
+    assert code == 0 and "own_shapes_train" in out and picture(Path("both/01.jpg")).shape[1] == 500
 
 
 def test_boxes_masks_and_names_are_drawn(tool, data, tmp_path):
