@@ -1,7 +1,7 @@
 """What a model costs, by part: parameters, FLOPs, activations, memory of a training step; and the norm of every layer.
 
 FLOPs and activations are fvcore's, for one image in inference: one multiply-add is one FLOP, and activations are the
-elements that convolutions and fc layers put out. The model is run once on the CPU to count them.
+elements that convolutions and fc layers put out. The model runs on the CPU to count them.
 
 Memory is measured by running a training step, forward and backward, on PyTorch's meta device, where tensors have sizes
 and no values: the bytes of all storages that are alive at once, each counted once, in float32.
@@ -37,7 +37,7 @@ from .norm import is_norm
 _ASPECT = 4 / 3  # of most photographs, COCO's among them
 _MOST_PIXELS = 3000 * 4000  # counting takes about 0.5 KB of memory a pixel
 _SKIPPED = "not counted: "
-
+# The names that configs have for them.
 _NORMS = {
     "BatchNorm2d": "BN",
     "SyncBatchNorm": "SyncBN",
