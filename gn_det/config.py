@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .errors import GNDetError
 from .norm import NORM_KEYS, PER_SAMPLE, check_norm, did_you_mean, get_key
+from .switches import add_switches, check_switches
 
 # Norm key, the key that names a part that reads it, and gn_det's own parts there, which follow the whole switch.
 _PARTS = (
@@ -27,7 +28,7 @@ _DEPTHS = (18, 34, 50, 101, 152)
 
 
 def add_gn_det_config(cfg: CfgNode) -> None:
-    """Add gn_det's keys, ``MODEL.GN``, to a detectron2 config. Nothing that is there is changed."""
+    """Add gn_det's keys, ``MODEL.GN`` and ``TRAIN``, to a detectron2 config. Nothing that is there is changed."""
     cfg.MODEL.GN = CfgNode()
     # The number of groups G, or the channels of a group C/G (Table 3 of the paper): one of the two, the other is -1.
     cfg.MODEL.GN.NUM_GROUPS = 32
@@ -39,6 +40,7 @@ def add_gn_det_config(cfg: CfgNode) -> None:
     cfg.MODEL.GN.FROZENBN_FROM_SCRATCH = False
     # The name of the config file, for records. load_config fills it in.
     cfg.MODEL.GN.CONFIG = ""
+    add_switches(cfg)
 
 
 def get_cfg() -> CfgNode:
@@ -190,6 +192,8 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
         _check_solver(cfg)
     for name in datasets_of_run(cfg, eval_only):
         _check_classes(cfg, name)
+    if not eval_only:
+        check_switches(cfg)
 
 
 def datasets_of_run(cfg: CfgNode, eval_only: bool) -> tuple[str, ...]:
@@ -252,6 +256,11 @@ def _check_solver(cfg: CfgNode) -> None:
     for name in ("BASE_LR", "IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD"):
         if solver[name] is None or solver[name] <= 0:
             raise GNDetError(f"SOLVER.{name} is {solver[name]}, and must be above 0.")
+    if (world := solver.REFERENCE_WORLD_SIZE) and (world < 0 or solver.IMS_PER_BATCH % world):
+        raise GNDetError(
+            f"SOLVER.REFERENCE_WORLD_SIZE is {world}, which does not divide SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}: "
+            "take the number of processes that the config was made for, or 0 for no scaling."
+        )
     if not cfg.DATASETS.TRAIN:
         raise GNDetError("DATASETS.TRAIN is empty: name a data set, or give --train-json and --train-images.")
 

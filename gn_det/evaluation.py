@@ -20,11 +20,10 @@ from detectron2.utils import comm
 from torch import nn
 
 from .errors import GNDetError
-from .records import METRICS, format_table, make_record, write_record
+from .metrics import METRICS, RECALLS
+from .records import format_table, make_record, write_record
 
 logger = logging.getLogger(__name__)
-
-_RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 class COCOEvaluator(StockCOCOEvaluator):
@@ -34,7 +33,7 @@ class COCOEvaluator(StockCOCOEvaluator):
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         if coco_eval is not None:
             stats = coco_eval.stats[6:12]
-            return results | {name: 100 * s if s >= 0 else math.nan for name, s in zip(_RECALLS, stats, strict=True)}
+            return results | {name: 100 * s if s >= 0 else math.nan for name, s in zip(RECALLS, stats, strict=True)}
         there = {a["category_id"] for a in self._coco_api.dataset["annotations"] if not a.get("iscrowd")}
         if not there:
             return results
@@ -42,7 +41,7 @@ class COCOEvaluator(StockCOCOEvaluator):
         ids = self._metadata.get("thing_dataset_id_to_contiguous_id", range(len(names)))
         classes = zip(names, ids, strict=False)  # without names nothing can be said of a class
         per_class = {f"AP-{name}": 0.0 if number in there else math.nan for name, number in classes}
-        return dict.fromkeys((*METRICS, *_RECALLS), 0.0) | per_class
+        return dict.fromkeys((*METRICS, *RECALLS), 0.0) | per_class
 
     def load_detections(self, rows: list[dict], path: str | Path) -> None:
         """Take detections in COCO's result format, read from ``path``, in the place of a model's output.

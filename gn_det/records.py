@@ -17,13 +17,16 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from .config import config_dir, load_config
+from .config import config_dir, get_cfg, load_config
 from .errors import GNDetError
+from .metrics import METRICS, in_record
 from .model_zoo import published
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in percent, see evaluation.py
 # What differs between machines and runs, and not between models.
-_NOT_RECIPE = ("OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD", "VIS_PERIOD")
+_NOT_RECIPE = (
+    *("OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD", "VIS_PERIOD"),
+    *("TRAIN.BEST", "TRAIN.PICTURES", "TRAIN.WANDB.ENABLED", "TRAIN.WANDB.PROJECT", "TRAIN.WANDB.NAME"),
+)
 
 
 def make_record(cfg: CfgNode, dataset_name: str, results: dict, seconds_per_image: float | None = None) -> dict:
@@ -55,6 +58,8 @@ def _finite(metrics: dict | None) -> dict | None:
 def config_digest(cfg: CfgNode) -> str:
     """sha256 of the whole config but for the keys that say where and on what it runs."""
     flat = {k: v for k, v in _flat(yaml.safe_load(cfg.dump())).items() if k not in _NOT_RECIPE}
+    off = _flat({"TRAIN": yaml.safe_load(get_cfg().TRAIN.dump())})  # a switch that is off changes no recipe
+    flat = {k: v for k, v in flat.items() if k not in off or v != off[k]}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
@@ -136,6 +141,16 @@ def read_record(path: str | Path) -> dict:
     if not isinstance(record, dict):
         raise GNDetError(f"{path} is no record: it is not a JSON object.")
     return record
+
+
+def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list[float]:
+    """What a run's evaluations in its first ``until`` iterations gave for a metric (``bbox/AP``), oldest first."""
+    values = {}
+    for path in sorted(Path(folder, "records").glob("*.json"), key=os.path.getmtime):
+        record = read_record(path)
+        if record.get("dataset") == dataset_name and 0 < (record.get("iteration") or 0) <= until:
+            values[record["iteration"]] = in_record(record, metric)
+    return [values[iteration] for iteration in sorted(values)]
 
 
 def format_table(record: dict) -> str:

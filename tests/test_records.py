@@ -1,7 +1,10 @@
 import json
+import math
+
+import pytest
 
 from gn_det.config import load_config
-from gn_det.records import changed_keys, config_digest, format_table, write_record
+from gn_det.records import changed_keys, config_digest, format_table, past_values, write_record
 
 
 def row(**more) -> dict:
@@ -50,3 +53,21 @@ def test_record_is_written_whole(tmp_path):
     path = write_record(tmp_path, row(iteration=None))
     assert path.name == "x-coco_2017_val.json" and json.loads(path.read_text())["box"]["AP"] == 12.34
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_digest_of_a_recipe_is_that_of_before_there_were_switches():
+    name = "quickstart_R18_FPN_gn_scratch"
+    before = load_config(name)
+    del before["TRAIN"]
+    assert config_digest(load_config(name, ["TRAIN.BEST", "True", "TRAIN.PICTURES", "0"])) == config_digest(before)
+    assert config_digest(load_config(name, ["TRAIN.EMA.ENABLED", "True"])) != config_digest(before)
+    assert changed_keys(load_config(name, ["TRAIN.BEST", "True", "TRAIN.EMA.DECAY", "0.9"])) == {"TRAIN.EMA.DECAY": 0.9}
+
+
+def test_past_values_of_a_metric(tmp_path):
+    for iteration, ap in ((30, 3.0), (10, 1.0), (20, None), (40, 4.0), (None, 9.0)):
+        write_record(tmp_path, row(iteration=iteration, box={"AP": ap}, dataset="mine"))
+    write_record(tmp_path, row(iteration=10, dataset="other"))
+    assert past_values(tmp_path, "mine", "bbox/AP", until=30) == [1.0, pytest.approx(math.nan, nan_ok=True), 3.0]
+    assert past_values(tmp_path, "other", "segm/AP75", until=30) == [12.34]
+    assert past_values(tmp_path / "new", "mine", "bbox/AP", until=30) == []
