@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 from . import datasets
 from .config import check_config, datasets_of_run, load_config
 from .errors import GNDetError
+from .hooks import BEST_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +189,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     for handler in terminals:
         handler.setLevel(logging.DEBUG)
+        if not args.eval_only:  # the overview of the training has these numbers
+            handler.addFilter(lambda record: not record.getMessage().startswith("Distribution of instances"))
     _say_start(cfg)
     return cfg
 
@@ -197,9 +200,8 @@ def _say_start(cfg: CfgNode) -> None:
         logger.info(f"No GPU here: running on the CPU with {torch.get_num_threads()} threads a process.")
     data = f"{', '.join(cfg.DATASETS.TRAIN)} -> {', '.join(cfg.DATASETS.TEST) or 'no evaluation, as no --val-json is given'}"
     logger.info(
-        f"{cfg.MODEL.GN.CONFIG}: {data}; {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes, {cfg.SOLVER.MAX_ITER} iterations of "
-        f"{cfg.SOLVER.IMS_PER_BATCH} images on {comm.get_world_size()} process(es), learning rate {cfg.SOLVER.BASE_LR}, "
-        f"seed {cfg.SEED}; all goes to {cfg.OUTPUT_DIR}"
+        f"{cfg.MODEL.GN.CONFIG}: {data}; {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes, seed {cfg.SEED}; all goes to "
+        f"{cfg.OUTPUT_DIR}"
     )
 
 
@@ -214,6 +216,7 @@ def say_end(cfg: CfgNode) -> None:
             _draw(name, detections, folder / "pictures" / name)
     places = {
         "model": folder / "model_final.pth",
+        "best model": folder / BEST_FILE,
         "config": folder / "config.yaml",
         "metrics over time": folder / "metrics.json",
         "result records": folder / "records",

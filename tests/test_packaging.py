@@ -80,7 +80,7 @@ def test_the_copys_logs_go_where_detectron2s_go():
 def readme_commands() -> list[str]:
     blocks = [
         block
-        for page in ("README.md", "docs/own_data.md")
+        for page in ("README.md", "docs/own_data.md", "docs/training.md")
         for block in re.findall(r"```\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
     ]
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
