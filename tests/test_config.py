@@ -60,6 +60,7 @@ def test_add_gn_det_config_changes_no_key_that_is_there():
     assert {key: value for key, value in new.items() if not key.startswith("TRAIN.")} == {
         "MODEL.GN.NUM_GROUPS": 32,
         "MODEL.GN.CHANNELS_PER_GROUP": -1,
+        "MODEL.GN.FROZENBN_FROM_SCRATCH": False,
         "MODEL.GN.EPS": 1e-5,
         "MODEL.GN.ZERO_INIT_RESIDUAL": False,
         "MODEL.GN.CONFIG": "",
@@ -464,6 +465,12 @@ def test_refuses_frozen_bn_without_weights(key):
     sentence = said(SCRATCH, key, "FrozenBN")
     assert sentence.startswith(f"{key} is FrozenBN and MODEL.WEIGHTS is empty")
     assert "name weights, or take GN" in sentence
+
+
+def test_frozen_bn_from_scratch_can_be_asked_for():
+    said(SCRATCH, "MODEL.RESNETS.NORM", "FrozenBN")
+    cfg = load_config(SCRATCH, ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.GN.FROZENBN_FROM_SCRATCH", "True"])
+    check_config(cfg)
 
 
 @pytest.mark.parametrize("opts", [["MODEL.BACKBONE.FREEZE_AT", 2], ["MODEL.RESNETS.NORM", "FrozenBN"]])

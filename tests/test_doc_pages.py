@@ -2,9 +2,6 @@
 
 import ast
 import re
-import runpy
-import shlex
-import sys
 from pathlib import Path
 
 import detectron2.data.build
@@ -18,12 +15,10 @@ from detectron2.modeling import build_model
 
 from gn_det.analysis import analyze
 from gn_det.analysis_tables import format_analysis
-from gn_det.browse import browse_parser
-from gn_det.config import config_dir, find_config, load_config
+from gn_det.config import config_dir, load_config
 from gn_det.memory import training_step
 from gn_det.model_parts import RCNNParts
 from gn_det.norm import is_norm
-from gn_det.run import argument_parser
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = {name: (REPO / "docs" / f"{name}.md").read_text() for name in ("tools", "migrate", "troubleshooting")}
@@ -32,29 +27,6 @@ PAGES = {name: (REPO / "docs" / f"{name}.md").read_text() for name in ("tools", 
 def blocks(page: str, language: str = "") -> list[str]:
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
     return [text for name, text in fenced if name == language]
-
-
-COMMANDS = [
-    line for page in PAGES for block in blocks(page) for line in block.splitlines() if line.startswith("tools/")
-]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_can_be_typed(command, monkeypatch):
-    tool, *words = shlex.split(command)
-    if tool == "tools/analyze_model.py":
-        monkeypatch.setattr(sys, "argv", [tool, *words])
-        args = runpy.run_path(str(REPO / tool))["arguments"]()
-        name = args.config
-    else:
-        parser = {"tools/browse_data.py": browse_parser, "tools/train_net.py": argument_parser}[tool]
-        args = parser("").parse_args(words)
-        name = args.config_file
-    assert find_config(name).is_file() and load_config(name, args.opts)
-
-
-def test_there_are_commands():
-    assert len(COMMANDS) >= 6
 
 
 def test_the_config_of_the_migration_makes_a_gn_model(tmp_path):

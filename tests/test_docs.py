@@ -32,17 +32,17 @@ from gn_det import get_cfg, shapes
 REPO = Path(__file__).resolve().parent.parent
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 # A step of the shipped models in seconds, without weights that would have to be fetched.
-SMALL = """MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 MODEL.RPN.PRE_NMS_TOPK_TEST 50 MODEL.RPN.POST_NMS_TOPK_TEST 5
-    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 4 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SOLVER.STEPS ()
-    SOLVER.MAX_ITER 1 TEST.EVAL_PERIOD 0 DATALOADER.NUM_WORKERS 0"""
+SMALL = """MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64
+    MODEL.FPN.OUT_CHANNELS 64 MODEL.ROI_BOX_HEAD.CONV_DIM 64 MODEL.ROI_BOX_HEAD.FC_DIM 64
+    MODEL.RPN.PRE_NMS_TOPK_TEST 50 MODEL.RPN.POST_NMS_TOPK_TEST 5 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 4
+    INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SOLVER.STEPS () SOLVER.MAX_ITER 1 DATALOADER.NUM_WORKERS 0"""
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
     """The page and the text of each fenced block of a language."""
-    found = [
-        (p.name, re.findall(rf"^```{language}\n(.*?)^```", p.read_text(), re.DOTALL | re.MULTILINE)) for p in PAGES
-    ]
-    return [(name, text) for name, texts in found for text in texts]
+    fence = re.compile(r"^```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    found = [(page.name, match) for page in PAGES for match in fence.findall(page.read_text())]
+    return [(name, text) for name, (kind, text) in found if kind == language]
 
 
 def commands() -> list[tuple[str, str]]:
@@ -120,6 +120,8 @@ def run_tool(line: str, folder: Path) -> None:
     words = words[[Path(word).suffix for word in words].index(".py") :]  # python or torchrun before it is not run
     if "--num-gpus" in words:
         words[words.index("--num-gpus") + 1] = "1"
+    if "--norms" in words:  # one training for all
+        words[words.index("--norms") + 1], words[words.index("--batch-size") + 1] = "BN*", "4"
     if Path(words[0]).name in ("train_net.py", "compare_norms.py"):
         words += shlex.split(SMALL)
     os.chdir(folder)

@@ -14,9 +14,6 @@ from pathlib import Path
 import detectron2
 import pytest
 
-from gn_det.config import find_config
-from gn_det.run import argument_parser
-
 REPO = Path(__file__).resolve().parent.parent
 BRIDGED = "LabGym" in Path(detectron2.__file__).parts
 
@@ -75,32 +72,6 @@ def test_the_copy_is_one_module_under_both_names():
 @pytest.mark.skipif(not BRIDGED, reason="a real detectron2 is installed")
 def test_the_copys_logs_go_where_detectron2s_go():
     assert logging.getLogger("LabGym.detectron2.data").parent.parent is logging.getLogger("detectron2")
-
-
-def readme_commands() -> list[str]:
-    blocks = [
-        block
-        for page in ("README.md", "docs/own_data.md", "docs/training.md")
-        for block in re.findall(r"```\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
-    ]
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-
-
-def test_the_documents_have_commands():
-    assert len(readme_commands()) >= 5
-
-
-@pytest.mark.parametrize("command", readme_commands())
-def test_commands_in_the_documents_are_right(command):
-    words = shlex.split(command)
-    if words[0] == "make":
-        assert re.search(f"^{words[1]}:", (REPO / "Makefile").read_text(), re.MULTILINE)
-        return
-    words = words[1:] if words[0].endswith("python") else words
-    assert (REPO / words[0]).is_file()
-    if words[0] == "tools/train_net.py":
-        args = argument_parser("").parse_args(words[1:])
-        assert find_config(args.config_file).is_file() and len(args.opts) % 2 == 0
 
 
 @pytest.mark.slow

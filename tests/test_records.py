@@ -1,10 +1,13 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from gn_det.config import load_config
-from gn_det.records import changed_keys, config_digest, format_table, past_values, write_record
+from gn_det.records import changed_keys, config_digest, format_table, past_values, read_record, write_record
+
+REPO = Path(__file__).resolve().parent.parent
 
 
 def row(**more) -> dict:
@@ -71,3 +74,8 @@ def test_past_values_of_a_metric(tmp_path):
     assert past_values(tmp_path, "mine", "bbox/AP", until=30) == [1.0, pytest.approx(math.nan, nan_ok=True), 3.0]
     assert past_values(tmp_path, "other", "segm/AP75", until=30) == [12.34]
     assert past_values(tmp_path / "new", "mine", "bbox/AP", until=30) == []
+
+
+def test_the_demos_digest_is_that_of_its_record():
+    record = read_record(REPO / "results" / "quickstart_R18_FPN_gn_scratch-shapes_val.json")
+    assert config_digest(load_config("quickstart_R18_FPN_gn_scratch")) == record["config_sha256"]
