@@ -41,7 +41,7 @@ def register_coco_json(name: str, json_file: str | Path, image_root: str | Path,
     Raises:
         GNDetError: a file or folder is missing, or the JSON has problems; it names the first five and counts the rest.
     """
-    data = _read(json_file)
+    data = read_annotations(json_file)
     if not Path(image_root).is_dir():
         raise GNDetError(f"The image folder {image_root} of {json_file} is not there.")
     return _check_and_register(name, json_file, data, Path(image_root), Path(clean_file))
@@ -49,7 +49,7 @@ def register_coco_json(name: str, json_file: str | Path, image_root: str | Path,
 
 def register_annotations(name: str, json_file: str | Path, clean_file: str | Path) -> dict:
     """:func:`register_coco_json` without images, to evaluate given detections."""
-    return _check_and_register(name, json_file, _read(json_file), None, Path(clean_file))
+    return _check_and_register(name, json_file, read_annotations(json_file), None, Path(clean_file))
 
 
 def _check_and_register(
@@ -66,6 +66,18 @@ def _check_and_register(
     ids = sorted(row["id"] for row in data["categories"])
     _register(name, load, clean_file, image_root or "", facts["classes"], ids)
     return facts
+
+
+def register_again(name: str, json_file: str, image_root: str, classes: list[str], ids: list[int]) -> None:
+    """Register the data set of an earlier run, whose JSON was checked then. It is read when it is asked for."""
+    load = functools.partial(_load_again, json_file, image_root, name)
+    _register(name, load, Path(json_file), image_root, classes, ids)
+
+
+def _load_again(json_file: str, image_root: str, name: str) -> list[dict]:
+    if problem := next(_image_problems(read_annotations(json_file)["images"], None), None):
+        raise GNDetError(f"{json_file} was changed since the run: {problem}.")
+    return load_coco_json(json_file, image_root, name)
 
 
 def _register(
@@ -90,7 +102,12 @@ def _register(
     )
 
 
-def _read(json_file: str | Path) -> dict:
+def read_annotations(json_file: str | Path) -> dict:
+    """The JSON as it is: {"images": rows, "annotations": rows, "categories": rows, ...}.
+
+    Raises:
+        GNDetError: no such file, no JSON, or one of these lists is missing.
+    """
     try:
         data = json.loads(Path(json_file).read_text(encoding="utf-8"))
     except FileNotFoundError:

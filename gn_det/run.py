@@ -18,6 +18,7 @@ from . import datasets
 from .config import check_config, datasets_of_run, load_config
 from .errors import GNDetError
 from .hooks import BEST_FILE
+from .run_folder import remember_datasets
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +192,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         handler.setLevel(logging.DEBUG)
         if not args.eval_only:  # the overview of the training has these numbers
             handler.addFilter(lambda record: not record.getMessage().startswith("Distribution of instances"))
+    if comm.is_main_process():
+        remember_datasets(cfg.OUTPUT_DIR, datasets_of_run(cfg, args.eval_only))
     _say_start(cfg)
     return cfg
 
