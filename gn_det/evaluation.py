@@ -60,7 +60,12 @@ class COCOEvaluator(StockCOCOEvaluator):
         self._predictions = [{"image_id": None, "instances": detections}]
 
 
-def _read_detections(path: str | Path) -> list[dict]:
+def read_detections(path: str | Path) -> list[dict]:
+    """The rows of a file in COCO's result format, each with image_id, category_id and a finite score.
+
+    Raises:
+        GNDetError: no such file, or not that format.
+    """
     try:
         rows = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -78,9 +83,9 @@ def evaluate_detections(dataset_name: str, path: str | Path) -> dict:
     """AP and AR of given detections on a registered data set: {"bbox": {...}} and, where they have masks, "segm".
 
     Raises:
-        GNDetError: no such file, not that format, or as :meth:`COCOEvaluator.load_detections`.
+        GNDetError: as :func:`read_detections` and :meth:`COCOEvaluator.load_detections`.
     """
-    rows = _read_detections(path)
+    rows = read_detections(path)
     evaluator = COCOEvaluator(dataset_name, tasks=_tasks(rows), distributed=False)
     evaluator.load_detections(rows, path)
     return evaluator.evaluate()

@@ -209,7 +209,7 @@ def _say_start(cfg: CfgNode) -> None:
 
 
 def say_end(cfg: CfgNode) -> None:
-    """Draw a few predictions on each test set, and say where everything lies. For the main process."""
+    """Draw a few predictions on each test set, write the report, and say where everything lies. For the main process."""
     if not comm.is_main_process():
         return
     folder = Path(cfg.OUTPUT_DIR)
@@ -217,7 +217,9 @@ def say_end(cfg: CfgNode) -> None:
         detections = folder / "inference" / name / "coco_instances_results.json"
         if detections.is_file():
             _draw(name, detections, folder / "pictures" / name)
+    _report(folder)
     places = {
+        "report, all on one page": folder / "report.html",
         "model": folder / "model_final.pth",
         "best model": folder / BEST_FILE,
         "config": folder / "config.yaml",
@@ -228,6 +230,15 @@ def say_end(cfg: CfgNode) -> None:
     }
     lines = [f"  {what + ':':<34}{path}" for what, path in places.items() if path.exists()]
     logger.info("Done. What there is now:\n" + "\n".join(lines))
+
+
+def _report(folder: Path) -> None:
+    try:
+        from .report import write_report
+
+        write_report(folder)
+    except Exception as error:  # whatever it is, the training itself went well
+        logger.warning(f"No report was written ({type(error).__name__}: {' '.join(str(error).split())}).")
 
 
 def _draw(dataset_name: str, detections: Path, folder: Path) -> None:

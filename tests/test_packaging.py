@@ -48,6 +48,7 @@ def test_wheel_has_the_configs_and_does_not_ask_for_detectron2(tmp_path):
         Path(name).name for name in names if name.startswith("gn_det/configs/") and name.endswith(".yaml")
     } == shipped
     assert not any(name.startswith(("tests", "tools", "configs")) for name in names)
+    assert {"gn_det/report/report.html", "gn_det/report/report.css"} <= set(names)
     assert "Requires-Dist: torch" in metadata and "detectron2" not in re.findall(
         "Requires-Dist: ([a-z0-9_]+)", metadata
     )

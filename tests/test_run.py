@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from gn_det import GNDetError, shapes
 from gn_det.launch import launch
 from gn_det.run import argument_parser, prepare
+from gn_det.run_folder import read_datasets
 
 REPO = Path(__file__).resolve().parent.parent
 SHORT = """SOLVER.MAX_ITER 4 SOLVER.STEPS () SOLVER.CHECKPOINT_PERIOD 2 SOLVER.IMS_PER_BATCH 2 SEED 5
@@ -54,9 +55,11 @@ def test_own_data_by_one_command(trained):
     assert record["dataset"] == "own_shapes_val" and record["iteration"] == 4 and record["seed"] == 5
     assert {"AP-circle", "AP-triangle", "AP", "AR100"} <= record["box"].keys()
     assert record["changed"]["SOLVER.MAX_ITER"] == 4 and "SEED" not in record["changed"]
-    for name in ("model_final.pth", "config.yaml", "metrics.json", "log.txt", "records"):
+    for name in ("model_final.pth", "report.html", "config.yaml", "metrics.json", "log.txt", "records"):
         assert (output / name).exists() and str(output / name) in said
     assert len(list((output / "pictures" / "own_shapes_val").glob("*.png"))) == 3
+    assert "3 images" in (output / "report.html").read_text() and "No report" not in said
+    assert read_datasets(output).keys() == {"own_shapes_train", "own_shapes_val"}
     assert said.count("No GPU here") == 1
 
 

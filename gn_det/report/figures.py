@@ -1,0 +1,179 @@
+"""The drawings of a report: matplotlib figures as SVG that stands in the page, in its fonts and colours.
+
+Each is drawn as narrow as a phone, so that its letters keep their size there. No name of the user's goes into a
+drawing: legends are text of the page, below it.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's colours, which the colour-blind can tell apart too; then grey.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+_INK, _FAINT, _GRID, _PAPER = "#1b2733", "#5b6874", "#dde3e9", "#ffffff"
+# Colours of a drawing that follow the page's, which are others in the dark.
+_VARIABLES = {_INK: "ink", _FAINT: "faint", _GRID: "line", _PAPER: "paper"} | {
+    c: f"s{n}" for n, c in enumerate(PALETTE)
+}
+_FOUND, _MISSED = 0, 4  # in PALETTE: dark and light, so that they differ in print too
+_WIDTH = 3.6  # inches; a phone shows them as about 345 pixels
+_TICKS = 8  # on an axis of sizes
+_POINTS = 500  # of a curve; a longer one is drawn as means of neighbours
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9.5,
+    "font.sans-serif": ["DejaVu Sans"],  # the page puts its own in the place of it
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "text.color": _INK,
+    "xtick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.color": _FAINT,
+    "ytick.labelcolor": _INK,
+    "lines.linewidth": 1.6,
+    "axes.prop_cycle": cycler(color=PALETTE),
+}
+
+
+@dataclass
+class Drawing:
+    """A figure of the page. ``legend`` is pairs of a label and a number in PALETTE."""
+
+    title: str
+    svg: Markup
+    alt: str
+    note: str = ""
+    legend: list[tuple[str, int]] = field(default_factory=list)
+
+
+@dataclass
+class Line:
+    """One curve."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+
+
+@contextmanager
+def _axes(title: str, height: float = 2.5) -> Iterator[tuple[Axes, Callable[[], Markup]]]:
+    """Axes in the page's style, and what turns them into SVG: the same bytes for the same drawing."""
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        yield figure.add_subplot(), lambda: _svg(figure)
+
+
+def _svg(figure: Figure) -> Markup:
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.DOTALL)
+    text = re.sub(
+        r".*?<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 aria-hidden="true">', text, count=1, flags=re.DOTALL
+    )
+    used = set(re.findall(r"[\"(]#([\w.-]+)", text))  # the page's ids are its own: only what is referred to keeps one
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
+    for color, name in _VARIABLES.items():
+        text = text.replace(color, f"var(--{name})")
+    return Markup(re.sub(r"\s*\n\s*", "\n", text))
+
+
+def curves(
+    title: str,
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    *,
+    alt: str,
+    note: str = "",
+    top: float | None = None,
+    dots: bool = False,
+) -> Drawing:
+    """Curves over a common x, y from 0.
+
+    Args:
+        top: of the y axis; by default somewhat above the highest value, but for a few that are far above all others.
+        dots: mark the points, where there are few.
+    """
+    lines = [_thinned(line) for line in lines]
+    values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
+    high = float(values.max(initial=0))
+    usual = 1.5 * float(np.percentile(values, 97)) if len(values) else 0.0
+    if top is None and 0 < usual < high / 2:
+        top, count = usual, int((values > usual).sum())
+        note = f"{note} {count} value{'s' if count > 1 else ''} up to {high:.3g} above the drawing.".strip()
+    with _axes(title) as (ax, done):
+        for line in lines:
+            ax.plot(line.x, line.y, marker="o" if dots else None, markersize=3.5, clip_on=True)
+        ax.set(xlabel=x_label, ylabel=y_label, ylim=(0, top or 1.08 * high or 1))
+        ax.set_xlim(left=0)
+        svg = done()
+    legend = [(line.label, number % len(PALETTE)) for number, line in enumerate(lines)] if len(lines) > 1 else []
+    return Drawing(title, svg, alt, note, legend)
+
+
+def _thinned(line: Line) -> Line:
+    """Means of neighbours, where there are more points than can be seen."""
+    step = -(-len(line.x) // _POINTS)
+    if step < 2:
+        return line
+    parts = [slice(start, start + step) for start in range(0, len(line.x), step)]
+    return Line(line.label, *(np.array([values[part].mean() for part in parts]) for values in (line.x, line.y)))
+
+
+def precision_recall(title: str, lines: Sequence[Line], alt: str, note: str = "") -> Drawing:
+    """Precision over recall, both in percent and drawn from 0 to 100."""
+    with _axes(title, height=2.9) as (ax, done):
+        for line in lines:
+            ax.plot(line.x, line.y)
+        ax.set(xlabel="recall (%)", ylabel="precision (%)", xlim=(0, 100), ylim=(0, 102))
+        svg = done()
+    return Drawing(title, svg, alt, note, [(line.label, number) for number, line in enumerate(lines)])
+
+
+def sizes(title: str, side: np.ndarray, found: np.ndarray, alt: str, note: str = "") -> Drawing:
+    """How many objects of a size were found and missed.
+
+    Args:
+        side: (M) square root of each object's area in pixels.
+        found: (M) bool.
+    """
+    low, high = np.floor(2 * np.log2(max(side.min(), 1))), np.ceil(2 * np.log2(max(side.max(), 2)) + 1e-9)
+    edges = 2 ** (np.arange(low, max(high, low + 1) + 1) / 2)
+    hits, misses = (np.histogram(np.clip(side[which], edges[0], None), edges)[0] for which in (found, ~found))
+    with _axes(title) as (ax, done):
+        ax.bar(edges[:-1], hits, np.diff(edges), align="edge", color=PALETTE[_FOUND], edgecolor=_PAPER)
+        ax.bar(edges[:-1], misses, np.diff(edges), hits, align="edge", color=PALETTE[_MISSED], edgecolor=_PAPER)
+        ax.set_xscale("log", base=2)
+        ticks = [tick for tick in 2.0 ** np.arange(0, 14) if edges[0] <= tick <= edges[-1]]
+        ticks = ticks[:: -(-len(ticks) // _TICKS) or 1]
+        ax.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+        ax.minorticks_off()
+        ax.grid(axis="x", visible=False)
+        for limit in (32, 96):
+            if edges[0] < limit < edges[-1]:
+                ax.axvline(limit, color=_FAINT, linewidth=0.9, linestyle=(0, (3, 3)))
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        ax.set(xlabel="square root of the area (pixels)", ylabel="objects", xlim=(edges[0], edges[-1]))
+        svg = done()
+    return Drawing(title, svg, alt, note, [("found", _FOUND), ("missed", _MISSED)])
