@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .config import load_config
 from .datasets import register_again
 from .errors import GNDetError
+from .records import read_record, save_json
 
 
 def remember_datasets(folder: str | Path, names: tuple[str, ...]) -> None:
@@ -33,10 +34,7 @@ def remember_datasets(folder: str | Path, names: tuple[str, ...]) -> None:
                 "classes": list(metadata.thing_classes),
                 "ids": sorted(indices, key=indices.get),
             }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(entries, indent=1) + "\n")
-    os.replace(part, path)
+    save_json(path, entries)
 
 
 def _datasets_file(folder: str | Path) -> Path:
@@ -132,9 +130,9 @@ def read_records(folder: str | Path) -> list[dict]:
     """
     records = []
     for path in sorted((Path(folder) / "records").glob("*.json")):
-        record = _read_json(path)
+        record = read_record(path)
         needed = {"config", "dataset", "box", "mask", "date"}
-        if not isinstance(record, dict) or not needed <= record.keys():
+        if not needed <= record.keys():
             raise GNDetError(f"{path} is no result record: it lacks some of {', '.join(sorted(needed))}.")
         records.append(record)
     return sorted(records, key=lambda record: str(record["date"]))

@@ -46,13 +46,19 @@ class Colours:
         return [_PALETTE[index] for index in indices]
 
 
-class _Visualizer(Visualizer):
-    """detectron2's, with labels that are large enough to be read, stay in the picture, and avoid each other."""
+class LabelVisualizer(Visualizer):
+    """detectron2's, with labels that are large enough to be read, stay in the picture, and avoid each other.
 
-    def __init__(self, image: np.ndarray, metadata: Metadata, scale: float):
+    Args:
+        text_height: pixels of the picture; by default what suits its size.
+    """
+
+    def __init__(
+        self, image: np.ndarray, metadata: Metadata | None = None, scale: float = 1.0, text_height: float | None = None
+    ):
         super().__init__(image, metadata, scale)
         side = scale * np.sqrt(self.output.height * self.output.width)
-        self._text_height = max(min(14, side / 16), side / 55)  # pixels of the picture
+        self._text_height = text_height or max(min(14, side / 16), side / 55)
         self._labels = np.zeros((0, 4))  # x0, y0, x1, y1 in the image's pixels
 
     def draw_text(self, text: str, position: tuple[float, float], *, color="g", **kwargs):
@@ -100,7 +106,7 @@ def draw_instances(
     for mask, tint in sorted(zip(masks, tints, strict=False), key=lambda pair: mask_util.area(pair[0]), reverse=True):
         inside = mask_util.decode(mask).astype(bool)
         picture[inside] = 0.55 * picture[inside] + 0.45 * 255 * np.array(tint)
-    canvas = _Visualizer(picture, metadata, _scale(image) if enlarge else 1.0)
+    canvas = LabelVisualizer(picture, metadata, _scale(image) if enlarge else 1.0)
     for mask, tint in zip(masks, tints, strict=False):
         for outline in GenericMask(mask, *image.shape[:2]).polygons:
             canvas.draw_polygon(outline.reshape(-1, 2), tint, alpha=0)
@@ -146,7 +152,7 @@ def draw_predictions(
         image = read_image(row["file_name"], format="RGB")
         detections = _instances(by_image[row["image_id"]], image.shape[:2], metadata)
         left = draw_instances(image, detections, metadata)
-        right = _Visualizer(image, metadata, _scale(image)).draw_dataset_dict(row).get_image()
+        right = LabelVisualizer(image, metadata, _scale(image)).draw_dataset_dict(row).get_image()
         names = (f"predicted (score >= {min_score})", "truth")
         paths.append(folder / f"{Path(row['file_name']).stem}.png")
         _side_by_side((left, right), names).save(paths[-1])

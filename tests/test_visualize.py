@@ -13,7 +13,7 @@ from gn_det.datasets import register_coco_json
 
 pytest.importorskip("cv2", reason="detectron2's Visualizer needs OpenCV")
 
-from gn_det.visualize import Colours, _Visualizer, draw_instances, draw_predictions
+from gn_det.visualize import Colours, LabelVisualizer, draw_instances, draw_predictions
 
 
 @pytest.mark.parametrize("masks", [True, False])
@@ -97,7 +97,7 @@ def test_boxes_without_masks_are_drawn():
 
 
 def labels(size: tuple[int, int], *boxes: list[float], scale: float = 1.0) -> np.ndarray:
-    canvas = _Visualizer(np.zeros((*size, 3), np.uint8), Metadata(), scale)
+    canvas = LabelVisualizer(np.zeros((*size, 3), np.uint8), Metadata(), scale)
     for box in boxes:
         canvas.draw_text("hazelnut 99%", box[:2], color=(1, 0, 0))
     return canvas._labels

@@ -8,8 +8,9 @@ import jinja2
 from markupsafe import Markup
 
 from ..errors import GNDetError
+from ..metrics import METRICS
 from ..norm import NORM_KEYS, get_key
-from ..records import METRICS, changed_keys
+from ..records import changed_keys
 from . import tables, training
 from .analysis import IOU, Analysis, analyse
 from .detail import detail

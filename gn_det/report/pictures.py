@@ -8,10 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.data.detection_utils import read_image
-from detectron2.utils.visualizer import GenericMask, Visualizer
+from detectron2.utils.visualizer import GenericMask
+from matplotlib.colors import to_rgb
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ..visualize import LabelVisualizer
 from .cases import Case, run_length
 from .figures import PALETTE
 
@@ -21,8 +23,8 @@ _LEAST = 48  # pixels of the image that a close-up shows at least
 _STRAIGHT = 0.5  # pixels that an outline may be off its mask, so that it has few corners
 _QUALITY = 80  # of the JPEGs
 _NAME = 16  # letters of a class name that are drawn
-_POINTS = 11.5  # size of the letters
-_LETTER, _LINE = 9, 18  # pixels of one, and of a line, about
+_TEXT = 16  # pixels of the letters' height
+_COLOURS = [to_rgb(code) for code in PALETTE]
 
 
 class Album:
@@ -67,44 +69,31 @@ class Album:
 
     def _side(self, view: "_View", rows: list[tuple[dict, str]], asked: dict | None) -> str:
         """One half; what a close-up is not about is drawn faintly."""
-        canvas = Visualizer(view.pixels)
-        taken: list = []
+        canvas = LabelVisualizer(view.pixels, text_height=_TEXT)
         placed = [(view.box(row), row, note) for row, note in rows]
         placed.sort(key=lambda entry: -np.prod(entry[0][2:] - entry[0][:2]))  # small ones on top
         for box, row, note in placed:
             if not np.isfinite(box).all() or (box[:2] >= view.size).any() or (box[2:] <= 0).any():
                 continue  # out of sight
             index, name = self.classes[row["category_id"]]
-            color, strength = PALETTE[index % len(PALETTE)], 1.0 if asked is None or row is asked else 0.5
+            color, strength = _COLOURS[index % len(_COLOURS)], 1.0 if asked is None or row is asked else 0.5
             for polygon in view.polygons(row.get("segmentation")):
                 canvas.draw_polygon(polygon, color, alpha=0.35 * strength)
             box = np.clip(box, 1, np.tile(view.size - 1, 2))
             if row is asked:
                 canvas.draw_box(box + (-2, -2, 2, 2), edge_color="w", alpha=1.0)
             canvas.draw_box(box, edge_color=color, alpha=strength)
-            text = _label(name, note)
-            place = _free(box[:2], _LETTER * len(text), view.size, taken)
-            canvas.draw_text(text, place, font_size=_POINTS, color="w", horizontal_alignment="left")
+            canvas.draw_text(_label(name, note), box[:2], color=color)
         buffer = io.BytesIO()
         Image.fromarray(canvas.get_output().get_image()).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
         return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _free(corner: np.ndarray, width: int, size: np.ndarray, taken: list) -> np.ndarray:
-    """A place for a label of that width at the corner, or below the labels that are there; notes it in ``taken``."""
-    x, y = np.clip(corner, 0, np.maximum(size - (width, _LINE), 0))
-    for other_x, other_y, other_width in sorted(taken, key=lambda entry: entry[1]):
-        if abs(other_y - y) < _LINE and x < other_x + other_width and other_x < x + width:
-            y = other_y + _LINE
-    taken.append((x, y, width))
-    return np.array([x, y])
-
-
 def _label(name: str, note: str) -> str:
-    """On one line, short, and without what matplotlib would take for a formula."""
+    """Short, and on one line."""
     name = "".join(letter if letter.isprintable() else " " for letter in name)
     name = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
-    return f"{name} {note}".strip().replace("$", r"\$")
+    return f"{name} {note}".strip()
 
 
 class _View:
