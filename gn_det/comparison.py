@@ -98,8 +98,10 @@ def _name(rows: Sequence[Row]) -> None:
         if variant := record.get("variant"):
             row.name = f"{variant['norm']}, batch {variant['batch']}"
         else:
-            words = [record.get("config") or "config", *(f"{k.split('.')[-1]}={v}" for k, v in differs.items())]
-            row.name = " ".join(words[:4] + [f"(+{len(words) - 4} keys)"] * (len(words) > 4))
+            alike = Counter(f"{key.split('.')[-1]}={value}" for key, value in differs.items())  # a NORM in each part
+            words = [f"{word} ({number} keys)" if number > 1 else word for word, number in alike.items()]
+            more = [f"(+{len(words) - 3} more)"] * (len(words) > 3)
+            row.name = " ".join([record.get("config") or "config", *words[:3], *more])
     again = Counter(row.name for row in rows)
     for row in rows:
         if again[row.name] > 1:  # the same but for a key that is not shown, or the version

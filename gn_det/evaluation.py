@@ -123,7 +123,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, dataset_name: str, loader, iteratio
     record = make_record(cfg, dataset_name, results, seconds_per_image=sorted(seconds)[len(seconds) // 2])
     record["iteration"] = iteration
     path = write_record(cfg.OUTPUT_DIR, record)
-    logger.info(f"{format_table(record)}\nThis evaluation is recorded in {path}")
+    logger.info(f"{format_table(record)}\n\nThis evaluation is recorded in {path}")
     return results
 
 

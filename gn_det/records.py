@@ -155,12 +155,15 @@ def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list
 
 
 def format_table(record: dict) -> str:
-    """Box and mask AP as a table, with the published row under it where the data set is the paper's."""
-    metrics = [(kind, key) for kind in ("box", "mask") if record[kind] for key in METRICS]
+    """Box and mask AP as a table, with the published rows under ours where the data set is the paper's."""
     changed = f" ({len(record['changed'])} keys changed)" if record["changed"] else ""
-    rows = [[f"{record['config'] or 'this model'}{changed}", *(record[kind].get(key) for kind, key in metrics)]]
-    paper = record["published"]
-    if paper and record["dataset"].startswith("coco_2017_val"):
-        rows.append([paper["source"], *((paper[kind] or {}).get(key) for kind, key in metrics)])
-    headers = [record["dataset"], *(f"{kind} {key}" for kind, key in metrics)]
-    return tabulate(rows, headers, tablefmt="github", floatfmt=".1f", missingval="-")
+    paper = record["published"] if record["dataset"].startswith("coco_2017_val") else None
+    rows = []
+    for kind in ("box", "mask"):
+        if record[kind]:
+            rows.append([f"{kind} AP", *(record[kind].get(key) for key in METRICS)])
+            if paper and paper[kind]:
+                rows.append([f"  {paper['source']}", *(paper[kind].get(key) for key in METRICS)])
+    headers = [record["dataset"], *METRICS]
+    table = tabulate(rows, headers, tablefmt="github", floatfmt=".1f", missingval="-")
+    return f"{record['config'] or 'this model'}{changed}:\n\n{table}"

@@ -42,6 +42,13 @@ def test_seeds_of_one_recipe_are_one_row(tmp_path):
     assert [row.name for row in rows] == ["mine", "mine BASE_LR=0.5"]
 
 
+def test_a_row_is_named_by_what_differs(tmp_path):
+    shared = {"SOLVER.MAX_ITER": 7}
+    bn = {"MODEL.FPN.NORM": "BN", "MODEL.RESNETS.NORM": "BN", "SOLVER.BASE_LR": 0.5, "A.B": 1, "C.D": 2}
+    folder = write(tmp_path, record(1, changed=shared), record(2, config_sha256="b", changed=shared | bn))
+    assert [row.name for row in load_runs([folder])] == ["mine", "mine NORM=BN (2 keys) BASE_LR=0.5 B=1 (+1 more)"]
+
+
 def test_a_row_can_be_named_and_is_then_its_own(tmp_path):
     one = write(tmp_path / "one", record(40.0))
     assert [row.name for row in load_runs([f"GN=groups={one}", one])] == ["GN=groups", "mine"]
