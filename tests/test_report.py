@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import multiprocessing
 import re
 import runpy
 import shutil
@@ -74,6 +75,21 @@ def test_confusions_and_outcomes_by_hand(ids):
     assert analysis.scores["box"].class_ap == [pytest.approx(100), 0, None]
     counts = {name: count for name, (_, count) in analysis.scores["box"].errors.items()}
     assert counts == {"Cls": 1, "Dupe": 1, "Bkg": 2, "Loc": 0, "Both": 0, "Miss": 0}
+
+
+@pytest.mark.slow
+def test_a_fork_of_a_process_that_made_a_report_makes_one_too():
+    """hotcoco alone would hang there."""
+    truth, rows = by_hand()
+    expected = analyse(truth, rows, 0.5)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    work = lambda: sender.send(analyse(truth, rows, 0.5).outcome.confusion.tolist())  # noqa: E731
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    try:
+        assert receiver.poll(timeout=60) and receiver.recv() == expected.outcome.confusion.tolist()
+    finally:
+        process.kill()
 
 
 def test_a_higher_score_hides_detections_and_what_they_found():
