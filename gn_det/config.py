@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -256,6 +257,13 @@ def _check_solver(cfg: CfgNode) -> None:
     for name in ("BASE_LR", "IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD"):
         if solver[name] is None or solver[name] <= 0:
             raise GNDetError(f"SOLVER.{name} is {solver[name]}, and must be above 0.")
+    steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]  # detectron2 leaves out the others
+    rises = all(before < after for before, after in itertools.pairwise([0, *steps, solver.MAX_ITER]))
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and not rises:
+        raise GNDetError(
+            f"SOLVER.STEPS is {solver.STEPS}: the iterations must rise, from above 0 to below SOLVER.MAX_ITER "
+            f"{solver.MAX_ITER}."
+        )
     if (world := solver.REFERENCE_WORLD_SIZE) and (world < 0 or solver.IMS_PER_BATCH % world):
         raise GNDetError(
             f"SOLVER.REFERENCE_WORLD_SIZE is {world}, which does not divide SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}: "

@@ -467,6 +467,12 @@ def test_refuses_frozen_bn_without_weights(key):
     assert "name weights, or take GN" in sentence
 
 
+@pytest.mark.parametrize("steps", [(4, 4), (6, 5), (0, 5), (5, 9)])
+def test_steps_must_rise_and_end_before_training_does(steps):
+    assert "SOLVER.STEPS is" in said(SCRATCH, "SOLVER.STEPS", steps, "SOLVER.MAX_ITER", 9)
+    check_config(load_config(SCRATCH, ["SOLVER.STEPS", "(5, 8, 12)", "SOLVER.MAX_ITER", "9"]))
+
+
 def test_frozen_bn_from_scratch_can_be_asked_for():
     said(SCRATCH, "MODEL.RESNETS.NORM", "FrozenBN")
     cfg = load_config(SCRATCH, ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.GN.FROZENBN_FROM_SCRATCH", "True"])

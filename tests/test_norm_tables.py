@@ -1,4 +1,9 @@
+from pathlib import Path
+
 from gn_det.norm_tables import draw_study, study_tables
+from gn_det.records import read_record
+
+REPO = Path(__file__).resolve().parent.parent
 
 
 def record(norm: str, batch: int, seed: int, box_ap: float | None) -> dict:
@@ -40,3 +45,11 @@ def test_picture_has_a_line_a_norm(tmp_path):
     draw_study(STUDY, tmp_path / "study.svg")
     picture = (tmp_path / "study.svg").read_text()
     assert picture.count('id="line2d') > 6 and "Box AP" in picture and "BN*" in picture
+
+
+def test_the_studys_page_and_readme_have_the_tables_of_its_records():
+    records = [read_record(path) for path in sorted((REPO / "results" / "norm_study").glob("*.json"))]
+    box, mask = study_tables(records).split("\n\n")[:2]
+    assert box in (REPO / "README.md").read_text()
+    page = (REPO / "docs" / "norm_study.md").read_text()
+    assert box in page and mask in page
