@@ -201,7 +201,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     """From top to bottom, with fewer images and iterations, and without Jupyter."""
     book = json.loads((REPO / "notebooks" / "gn_det_in_ten_minutes.ipynb").read_text())
     text = "\n".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code")
-    short = text.replace("ITERATIONS = 270", "ITERATIONS = 10").replace(
+    short = text.replace("ITERATIONS = 540", "ITERATIONS = 10").replace(
         "num_train=300, num_val=60", "num_train=4, num_val=3"
     )
     assert short.count("ITERATIONS = 10 ") == 1 and "num_train=4" in short
