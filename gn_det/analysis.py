@@ -32,18 +32,11 @@ from .config import check_config
 from .errors import GNDetError
 from .memory import inference, training_step
 from .model_parts import RCNNParts
-from .norm import is_norm
+from .norm import is_norm, norm_name
 
 _ASPECT = 4 / 3  # of most photographs, COCO's among them
 _MOST_PIXELS = 3000 * 4000  # counting takes about 0.5 KB of memory a pixel
 _SKIPPED = "not counted: "
-# The names that configs have for them.
-_NORMS = {
-    "BatchNorm2d": "BN",
-    "SyncBatchNorm": "SyncBN",
-    "NaiveSyncBatchNorm": "SyncBN",
-    "FrozenBatchNorm2d": "FrozenBN",
-}
 
 
 def _skip(name: str, inputs: list, outputs: list) -> Counter[str]:
@@ -178,15 +171,18 @@ def _parameters(model: nn.Module, part_of: dict[nn.Module, str]) -> dict[str, di
 
 
 def _norm_row(name: str, module: Any, part: str) -> dict:
-    """GN, LN and IN are all an nn.GroupNorm (norm.py), which says whether its groups are MODEL.GN's."""
     groups = getattr(module, "num_groups", None)
-    norm = _NORMS.get(type(module).__name__, type(module).__name__)
-    if groups is not None:
-        norm = "GN" if getattr(module, "follows_groups", True) else "LN" if groups == 1 else "IN"
     channels = getattr(module, "num_channels", None) or getattr(module, "num_features", None) or module.weight.numel()
     own = list(module.parameters(recurse=False))
     trained = bool(own) and all(parameter.requires_grad for parameter in own)
-    return {"layer": name, "part": part, "norm": norm, "channels": channels, "groups": groups, "trained": trained}
+    return {
+        "layer": name,
+        "part": part,
+        "norm": norm_name(module),
+        "channels": channels,
+        "groups": groups,
+        "trained": trained,
+    }
 
 
 def _count(model: nn.Module, size: tuple[int, int], rois: dict[str, int]) -> tuple[dict, dict, dict]:

@@ -180,6 +180,21 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
+_NAMES = {
+    "BatchNorm2d": "BN",
+    "SyncBatchNorm": "SyncBN",
+    "NaiveSyncBatchNorm": "SyncBN",
+    "FrozenBatchNorm2d": "FrozenBN",
+}
+
+
+def norm_name(module: nn.Module) -> str:
+    """What a config calls the layer; GN, LN and IN are all an ``nn.GroupNorm``. One of elsewhere keeps its class's name."""
+    if isinstance(module, nn.GroupNorm):
+        return "GN" if getattr(module, "follows_groups", True) else "LN" if module.num_groups == 1 else "IN"
+    return _NAMES.get(type(module).__name__, type(module).__name__)
+
+
 def norm_parameters(model: nn.Module) -> set[torch.nn.Parameter]:
     """The scales and shifts of all norms in the model."""
     return {p for m in model.modules() if is_norm(m) for p in m.parameters(recurse=False)}

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
+from tqdm import tqdm
 
 from .config import check_config, load_config
 from .errors import GNDetError
@@ -159,7 +160,8 @@ class Study:
             if failure:
                 failures.append(f"{variant}: {failure}")
             what = failure or _outcome(read_record(self.result_file(variant)))
-            say(f"[{done + trained}/{total}] {variant}: {what} ({_time(seconds)}; about {_time(left)} left)")
+            took, rest = tqdm.format_interval(seconds), tqdm.format_interval(left)
+            say(f"[{done + trained}/{total}] {variant}: {what} ({took}; about {rest} left)")
         return failures
 
     def report(self) -> list[Path]:
@@ -251,9 +253,3 @@ def _outcome(record: dict) -> str:
     if "diverged" in record:
         return "diverged" + (f" at iteration {record['diverged']}" if record["diverged"] else "")
     return ", ".join(f"{kind} AP {record[kind]['AP']:.1f}" for kind in ("box", "mask") if record[kind])
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

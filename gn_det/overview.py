@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
-from .norm import is_norm
+from .norm import is_norm, norm_name
 
 _WIDTH = 79  # characters of a line: a terminal's usual 80
 _MOST_CLASSES = 12  # with more, only the _SHOWN most and least frequent have a row
@@ -192,14 +192,7 @@ def _part(name: str) -> str:
 
 def norms_text(norms: Sequence[nn.Module]) -> str:
     """``69 GN of 32 groups``; the kinds as the paper names them, with the number of layers of each."""
-    kinds = Counter(map(_kind, norms))
-    groups = sorted({norm.num_groups for norm in norms if isinstance(norm, nn.GroupNorm) and _kind(norm) == "GN"})
+    kinds = Counter("BN*" if norm_name(norm) == "FrozenBN" else norm_name(norm) for norm in norms)
+    groups = sorted({norm.num_groups for norm in norms if isinstance(norm, nn.GroupNorm) and norm_name(norm) == "GN"})
     each = f" of {' or '.join(map(str, groups))} group{'s' * (groups != [1])}"
     return ", ".join(f"{number} {kind}{each if kind == 'GN' else ''}" for kind, number in kinds.items()) or "none"
-
-
-def _kind(norm: nn.Module) -> str:
-    if isinstance(norm, nn.GroupNorm):
-        return "GN" if getattr(norm, "follows_groups", True) else "LN" if norm.num_groups == 1 else "IN"
-    name = type(norm).__name__
-    return {"FrozenBatchNorm2d": "BN*", "BatchNorm2d": "BN", "SyncBatchNorm": "SyncBN"}.get(name, name)
