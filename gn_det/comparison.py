@@ -32,6 +32,12 @@ def difference(values: Sequence[float], to: Sequence[float]) -> str:
     return f"{delta} ± {math.sqrt(sum(statistics.variance(v) / len(v) for v in (values, to))):.1f}"
 
 
+def metric_values(records: Sequence[dict], kind: str, metric: str = "AP") -> list[float]:
+    """A metric of "box" or "mask" in percent, of the records that have it. A run that diverged detects nothing: 0."""
+    found = [0.0 if "diverged" in r else (r[kind] or {}).get(metric) for r in records]
+    return [value for value in found if value is not None]
+
+
 def load_runs(paths: Sequence[str | Path]) -> list["Row"]:
     """The rows of a comparison, in the order of ``paths``; runs that differ only in the seed share one.
 
@@ -82,9 +88,7 @@ class Row:
     records: list[dict]
 
     def values(self, kind: str, metric: str) -> list[float]:
-        """The metric in percent of the runs that have it. A run that diverged detects nothing: 0."""
-        found = [0.0 if "diverged" in r else (r[kind] or {}).get(metric) for r in self.records]
-        return [value for value in found if value is not None]
+        return metric_values(self.records, kind, metric)
 
 
 def _name(rows: Sequence[Row]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from .comparison import mean_and_spread, save_figure
+from .comparison import mean_and_spread, metric_values, save_figure
 from .norm import NORMS
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart.
@@ -31,11 +31,6 @@ def _cells(records: Sequence[dict]) -> dict[tuple[str, int], list[dict]]:
     return dict(sorted(cells.items(), key=lambda item: (NORMS.index(item[0][0]), item[0][1])))
 
 
-def _values(records: Sequence[dict], kind: str) -> list[float]:
-    """AP of the records that have one: 0 where a training diverged, for it detects nothing."""
-    return [0.0 if "diverged" in r else r[kind]["AP"] for r in records if "diverged" in r or r[kind]]
-
-
 def study_tables(records: Sequence[dict]) -> str:
     """Box and mask AP against batch size, norm by norm, in Markdown.
 
@@ -47,7 +42,7 @@ def study_tables(records: Sequence[dict]) -> str:
     batches = sorted({batch for _, batch in cells})
     tables = []
     for kind in ("box", "mask"):
-        if not _values(records, kind):
+        if not metric_values(records, kind):
             continue
         rows = [
             [_SHOWN_AS.get(norm, norm), *(_cell(cells.get((norm, batch), []), kind) for batch in batches)]
@@ -64,7 +59,7 @@ def _cell(records: Sequence[dict], kind: str) -> str:
     diverged = sum("diverged" in r for r in records)
     if diverged == len(records):
         return f"diverged ({diverged})"
-    text = f"{mean_and_spread(_values(records, kind))} ({len(records)})"
+    text = f"{mean_and_spread(metric_values(records, kind))} ({len(records)})"
     return f"{text}, {diverged} diverged" if diverged else text
 
 
@@ -72,7 +67,7 @@ def draw_study(records: Sequence[dict], path: str | Path) -> None:
     """Draw AP against batch size: a line a norm through the means, a point a training. A PNG or SVG by its name."""
     from matplotlib.figure import Figure  # it takes a second, which nobody who trains should wait
 
-    kinds = [kind for kind in ("box", "mask") if _values(records, kind)]
+    kinds = [kind for kind in ("box", "mask") if metric_values(records, kind)]
     figure = Figure(figsize=(4.6 * len(kinds), 4), layout="constrained")
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         _draw_kind(axes, records, kind)
@@ -83,7 +78,7 @@ def draw_study(records: Sequence[dict], path: str | Path) -> None:
 def _draw_kind(axes, records: Sequence[dict], kind: str) -> None:
     by_norm: dict[str, list] = defaultdict(list)
     for (norm, batch), cell in _cells(records).items():
-        by_norm[norm].append((batch, _values(cell, kind)))
+        by_norm[norm].append((batch, metric_values(cell, kind)))
     for norm, points in by_norm.items():
         style = {"color": _COLOURS.get(norm), "marker": _MARKERS.get(norm, "x")}
         batches = [batch for batch, values in points if values]

@@ -1,5 +1,7 @@
 """What several test files share: a fixed seed, small configs and a batch of made-up images."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from gn_det.config import load_config
+from gn_det.launch import run_tool
 from gn_det.trainer import build_checkpointer, build_model
 
 # A step of a full-depth model in about a second on one core. Random weights, nothing frozen.
@@ -120,3 +123,19 @@ def _sample(objects: int, height: int, width: int, classes: int) -> dict:
     instances.gt_masks = BitMasks(masks)
     image = 115 + 10 * torch.randn(3, height, width)
     return {"image": image, "height": height, "width": width, "instances": instances}
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """(a tool's file name, arguments) -> exit code, what was printed, and what was said on stderr; in this process."""
+    tools = Path(__file__).resolve().parent.parent / "tools"
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        try:
+            code = run_tool(runpy.run_path(str(tools / name))["cli"]) or 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run

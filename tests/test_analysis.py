@@ -1,9 +1,7 @@
 """FLOPs, memory and norms against closed forms, another count of the same, and published numbers."""
 
+import functools
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +14,9 @@ from gn_det import GNDetError
 from gn_det.analysis import analyze, image_size
 from gn_det.analysis_tables import format_analysis
 from gn_det.config import config_dir, load_config
-from gn_det.launch import run_tool
 from gn_det.memory import LiveStorages, inference, training_step
 from gn_det.model_parts import RCNNParts
 
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "analyze_model.py"
 SMALL = "quickstart_R18_FPN_gn_scratch"
 C4 = "mask_rcnn_R50_C4_gn"
 
@@ -228,18 +224,9 @@ def test_without_masks(tiny_cfg):
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
+def tool(run_cli):
     """(arguments) -> exit code, what was printed, and what was said on stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["analyze_model.py", *map(str, arguments)])
-        try:
-            code = run_tool(runpy.run_path(str(TOOL))["cli"]) or 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
+    return functools.partial(run_cli, "analyze_model.py")
 
 
 def test_the_tool(tool, tmp_path):

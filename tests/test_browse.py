@@ -1,7 +1,7 @@
 """The pictures: what is drawn, of which images, and that nothing else is written."""
 
+import functools
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -11,13 +11,11 @@ from PIL import Image
 
 from gn_det import shapes
 from gn_det.data_check import Finding
-from gn_det.launch import run_tool
 from gn_det.visualize import contact_sheet
 
 pytest.importorskip("cv2", reason="detectron2's Visualizer needs OpenCV")
 from gn_det.browse import choose
 
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "browse_data.py"
 SMALL = "quickstart_R18_FPN_gn_scratch"
 
 
@@ -29,19 +27,10 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys, tmp_path):
+def tool(run_cli, monkeypatch, tmp_path):
     """(arguments) -> exit code, what was printed, what was said on stderr; run in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["browse_data.py", *map(str, arguments)])
-        try:
-            code = run_tool(runpy.run_path(str(TOOL))["cli"]) or 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
+    return functools.partial(run_cli, "browse_data.py")
 
 
 def train(data: Path) -> list:
