@@ -25,6 +25,8 @@ _PARTS = (
     ("MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_BOX_HEAD.NAME", ("FastRCNN4Conv1FCGNHead",)),
     ("MODEL.ROI_MASK_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NAME", ("MaskRCNNConvUpsampleGNHead",)),
 )
+# How weights may differ from the model that is to hold them (gn_det.checkpoint.fit).
+ACCEPT = ("norm", "recipe", "classes", "partial")
 _DEPTHS = (18, 34, 50, 101, 152)
 
 
@@ -39,6 +41,8 @@ def add_gn_det_config(cfg: CfgNode) -> None:
     cfg.MODEL.GN.ZERO_INIT_RESIDUAL = False
     # Let BN* train without pre-trained statistics: then it normalises nothing. For comparisons only.
     cfg.MODEL.GN.FROZENBN_FROM_SCRATCH = False
+    # What may differ between MODEL.WEIGHTS and the model: "norm", "recipe"; "classes", "partial" (what differs is random).
+    cfg.MODEL.GN.ACCEPT_WEIGHTS = ()
     # The name of the config file, for records. load_config fills it in.
     cfg.MODEL.GN.CONFIG = ""
     add_switches(cfg)
@@ -187,6 +191,7 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
     for part in _PARTS:
         _check_part(cfg, *part)
     _check_resnet(cfg)
+    _check_accepted(cfg)
     if not cfg.MODEL.WEIGHTS and not has_checkpoint:
         _check_scratch(cfg)
     if not eval_only:
@@ -233,6 +238,17 @@ def _check_resnet(cfg: CfgNode) -> None:
         raise GNDetError(
             f"MODEL.RESNETS.STRIDE_IN_1X1 is True, but {cfg.MODEL.BACKBONE.NAME} has the stride on the 3x3, as all "
             "published GN weights have: set it to False."
+        )
+
+
+def _check_accepted(cfg: CfgNode) -> None:
+    accepted = cfg.MODEL.GN.ACCEPT_WEIGHTS
+    if unknown := [
+        word for word in (accepted if isinstance(accepted, tuple | list) else [accepted]) if word not in ACCEPT
+    ]:
+        raise GNDetError(
+            f"MODEL.GN.ACCEPT_WEIGHTS is {accepted!r}, but {unknown[0]!r} is none of {', '.join(map(repr, ACCEPT))}: write "
+            "for example \"('classes',)\"."
         )
 
 
