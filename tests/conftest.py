@@ -10,6 +10,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
+from faulty_server import serve
 
 from gn_det.config import load_config
 from gn_det.launch import run_tool
@@ -139,3 +140,23 @@ def run_cli(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def server():
+    """As ``faulty_server.serve`` has it."""
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """The folder of downloads, empty; no mirror, and short waits."""
+    for name in ("GN_DET_MIRROR", "GN_DET_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("gn_det.checkpoint.download.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("gn_det.checkpoint.download.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("gn_det.checkpoint.download.READ_TIMEOUT", 5.0)
+    return tmp_path / "cache" / "gn_det"
