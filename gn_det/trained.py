@@ -15,7 +15,7 @@ from .checkpoint import Checkpointer, read_notes
 from .config import add_gn_det_config, check_config, load_config, parse_config
 from .errors import GNDetError
 
-_WEIGHTS = (".pth", ".pkl", ".pyth")
+_WEIGHTS = (".pth", ".pkl", ".pyth", ".safetensors")
 _FROM_CONFIG = ("pixel_mean", "pixel_std")  # old checkpoints have them too, but they are the config's
 
 

@@ -1,3 +1,4 @@
-"""Reading of weights. Files from elsewhere are hostile until shown otherwise."""
+"""Weights of any origin. Files from elsewhere are hostile until shown otherwise."""
 
-from .load import Checkpointer, read_notes  # noqa: F401
+from .load import Checkpointer, read_file, read_notes  # noqa: F401
+from .safetensors_io import write_safetensors  # noqa: F401

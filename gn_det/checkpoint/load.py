@@ -1,11 +1,11 @@
 """Reading of weight files without running what is in them."""
 
-import _codecs
-import importlib
+import contextlib
 import pickle
+import re
 import zipfile
-from collections import OrderedDict
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,46 +13,44 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
 from ..errors import GNDetError
+from .pickles import STAND_INS, load_pickle, one_line
+from .safetensors_io import read_metadata, read_safetensors
 
-# All that a pickle of numpy arrays by name needs, by exact name: a whole module allowed is a module of gadgets.
-_ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _codecs.encode,
-}
-for _module, _name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer")):
-    _function = getattr(importlib.import_module(f"numpy._core.{_module}"), _name)
-    for _core in ("numpy.core", "numpy._core"):  # numpy 1 writes the one, numpy 2 the other
-        _ALLOWED[f"{_core}.{_module}", _name] = _function
+# Where a file keeps its weights: detectron2 and gn_det, mmdetection and most training scripts, pycls, Detectron.
+_WEIGHTS = ("model", "state_dict", "model_state", "blobs")
+_OLD_TORCH = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # what PyTorch wrote first before it wrote zip files
+_MOST_ELEMENTS = 2**28  # of a tensor that is larger than what there is of it in the file: 1 GB
 
 
-# The pure Python one: the C one resolves extension codes past find_class.
-class _Unpickler(pickle._Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which weights do not need") from None
+class _HistoryBuffer:
+    """Stands for mmengine's, a log of the training, of which nothing is kept."""
 
-    def get_extension(self, code: int) -> None:
-        raise pickle.UnpicklingError("it uses pickle's extension registry")
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
-def load_pickle(path: str) -> dict:
-    """A pickled dict of numpy arrays, with nothing in it run but numpy's own reconstruction.
+_SAFE: list = [(stand_in, name) for name, stand_in in STAND_INS.items()]
+_SAFE.append((_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"))
+
+
+def read_file(path: str | Path) -> dict:
+    """The weights in a file of any kind: a pickle, PyTorch's or safetensors, whatever its suffix says.
+
+    Returns:
+        {"model": {the file's own name: tensor on the CPU}, and the other parts of the file by name}. Of a pickle only
+        text and numbers are such parts. "skipped" says what stood among the weights and is no tensor: {name: type}.
 
     Raises:
-        GNDetError: the file asks for anything else, or is no pickle.
+        GNDetError: the file is not there, asks for anything to be run, is damaged, or holds no weights.
     """
-    try:
-        with PathManager.open(path, "rb") as file:
-            data = _Unpickler(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise GNDetError(f"{path} was not read, because it is not a plain pickle of weights: {error}.") from None
-    if not isinstance(data, dict):
-        raise GNDetError(f"{path} holds a {type(data).__name__} and not weights by name.")
-    return data
+    path = _local_path(path)
+    with _as_sentence(path):
+        parts = _READERS[_kind(path)](path)
+        where, weights = _find_weights(parts)
+        skipped = {one_line(str(name)): type(value).__name__ for name, value in weights.items() if not _is_array(value)}
+        rest = {name: value for name, value in _dict(parts).items() if where and name != where}
+        tensors = {_name(name): _tensor(name, value) for name, value in weights.items() if _is_array(value)}
+    return {**rest, **({"skipped": skipped} if skipped else {}), "model": tensors}
 
 
 def read_notes(path: str) -> dict:
@@ -64,16 +62,17 @@ def read_notes(path: str) -> dict:
     Raises:
         GNDetError: the file is not there, cannot be fetched, or is no checkpoint.
     """
-    path = path.partition("?")[0]  # the rest is for detectron2's checkpointer
-    try:
-        path = PathManager.get_local_path(path)
-        if not path.endswith(".pth"):
-            return {}
-        # Only zip files, which torch writes since 1.6, can be mapped.
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # as in _load_file
-        raise _unreadable(path, error) from error
-    config, classes = (_dict(_dict(data).get(key)) for key in ("config", "classes"))
+    path = _local_path(path)
+    if path.endswith(".pkl"):
+        return {}  # none of them is gn_det's
+    with _as_sentence(path):
+        kind = _kind(path)
+        return notes_in(read_metadata(path) if kind == "safetensors" else _READERS[kind](path))
+
+
+def notes_in(parts: object) -> dict:
+    """What :func:`read_notes` returns, from the parts of a file."""
+    config, classes = (_dict(_dict(parts).get(key)) for key in ("config", "classes"))
     notes = {"names": _list_of(str, classes.get("names")), "ids": _list_of(int, classes.get("ids"))}
     if isinstance(config.get("yaml"), str):
         notes["config"] = config["yaml"]
@@ -86,6 +85,103 @@ def _dict(value: object) -> dict:
 
 def _list_of(kind: type, value: object) -> list:
     return value if isinstance(value, list) and all(isinstance(item, kind) for item in value) else []
+
+
+def _local_path(path: str | Path) -> str:
+    name = str(path).partition("?")[0]  # the rest is for detectron2's checkpointer
+    with _as_sentence(name):
+        return PathManager.get_local_path(name)
+
+
+@contextlib.contextmanager
+def _as_sentence(path: str) -> Iterator[None]:
+    try:
+        yield
+    except GNDetError:
+        raise
+    except Exception as error:  # there is no end to what torch.load raises on bytes that are no checkpoint
+        raise _unreadable(path, error) from error
+
+
+def _kind(path: str) -> str:
+    """The key of ``_READERS``, from the first bytes."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start[4:9] == b"\0\0\0\0{":  # the length of a header of JSON, and the header
+        return "safetensors"
+    if start.startswith(b"PK\3\4"):
+        return "zip"
+    if _OLD_TORCH in start:
+        return "old torch"
+    if start[:1] in (b"\x80", b"(", b"}", b"c"):  # a protocol; a dict or a class in those without
+        return "pickle"
+    raise ValueError(f"it begins with {start[:16]!r}, as no file of weights does" if start else "it is empty")
+
+
+def _load_zip(path: str) -> object:
+    _check_zip(path)
+    return _load_torch(path, mmap=True)
+
+
+def _load_torch(path: str, mmap: bool = False) -> object:
+    mmap = mmap and not path.endswith(".safetensors")  # only by name can it be mapped, and that name PyTorch believes
+    with torch.serialization.safe_globals(_SAFE), open(path, "rb") as file:
+        return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _check_zip(path: str) -> None:
+    """PyTorch compresses nothing, so that a file cannot claim more than it has."""
+    with zipfile.ZipFile(path) as file:
+        entries = file.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, which PyTorch does not do")
+    if sum(entry.file_size for entry in entries) > Path(path).stat().st_size:
+        raise ValueError("its parts are larger than the whole")
+
+
+def _load_plain_pickle(path: str) -> dict:
+    """Beside the weights a pickle keeps text and numbers only; weights that are not within a part are the whole."""
+    data = load_pickle(path)
+    where, _ = _find_weights(data)
+    return {name: value for name, value in data.items() if name == where or not where or _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (str, bool, int, float))
+
+
+_READERS = {"zip": _load_zip, "old torch": _load_torch, "safetensors": read_safetensors, "pickle": _load_plain_pickle}
+
+
+def _find_weights(data: object) -> tuple[str, dict]:
+    """The part that has the weights and they; "" if they are the whole."""
+    parts = _dict(data)
+    for where, weights in [(name, _dict(parts.get(name))) for name in _WEIGHTS] + [("", parts)]:
+        if any(_is_array(value) for value in weights.values()):
+            return where, weights
+    found = f"only {', '.join(map(str, parts))}" if parts else f"a {type(data).__name__}"
+    raise ValueError(f"it holds no weights by name, but {found}")
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str) or not name.isprintable():
+        raise ValueError(f"it has weights by the name {name!r:.80}, which is none")
+    return name
+
+
+def _tensor(name: str, value: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """As it is in the file, in this machine's byte order; its precision is the model's matter."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=not value.flags.writeable))
+    if value.layout is not torch.strided or value.is_quantized or value.is_meta or value.is_complex():
+        raise ValueError(f"{name} is a tensor of a kind that no weights here are")
+    if value.numel() > _MOST_ELEMENTS and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise ValueError(f"{name} claims to be of the shape {list(value.shape)}, and is not in the file")
+    return value.detach()
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -120,4 +216,8 @@ class Checkpointer(DetectionCheckpointer):
 
 def _unreadable(path: str, error: Exception) -> GNDetError:
     reason = (str(error).splitlines() or [""])[0].rstrip(".")
-    return GNDetError(f"The weights {path} could not be read: {reason or type(error).__name__}.")
+    if named := re.search(r"GLOBAL (\S+)", str(error)):  # PyTorch goes on to say how to run it
+        reason = f"it names {named[1]}, which weights do not need"
+    elif isinstance(error, pickle.UnpicklingError):
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0] or reason
+    return GNDetError(f"The weights {path} could not be read: {one_line(reason) or type(error).__name__}.")

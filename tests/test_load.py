@@ -1,0 +1,554 @@
+"""Reading of weight files: what is in them arrives, and nothing in them runs."""
+
+import collections
+import copyreg
+import json
+import os
+import pickle
+import stat
+import struct
+import sys
+import tracemalloc
+import types
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from gn_det import GNDetError
+from gn_det.checkpoint import read_file, read_notes, write_safetensors
+from gn_det.checkpoint.load import load_pickle
+from gn_det.config import parse_config
+from gn_det.trained import find_trained
+
+WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -2.0])}
+ARRAYS = {name: tensor.numpy() for name, tensor in WEIGHTS.items()}
+
+
+def dump(path, obj, protocol=2):
+    path.write_bytes(pickle.dumps(obj, protocol=protocol))
+    return path
+
+
+def assert_weights(parts, weights=WEIGHTS):
+    assert parts["model"].keys() == weights.keys()
+    for name, tensor in parts["model"].items():
+        assert type(tensor) is torch.Tensor and tensor.device.type == "cpu" and not tensor.requires_grad
+        assert tensor.dtype == weights[name].dtype and torch.equal(tensor, weights[name])
+
+
+def refused(path, said=""):
+    """One sentence that names the file."""
+    with pytest.raises(GNDetError, match=said) as error:
+        read_file(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- pickles
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickled_arrays_are_read(tmp_path, protocol):
+    arrays = collections.OrderedDict(
+        a=np.arange(6, dtype=np.float32).reshape(2, 3),
+        large=np.asfortranarray(np.arange(600, dtype=np.float64).reshape(20, 30)),
+        turned=np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1),
+        big_endian=np.arange(4, dtype=">f4"),
+        half=np.arange(3, dtype=np.float16),
+        long_empty=np.zeros((0, 2**40), np.float32),
+        long=np.array(7),
+        truth=np.array([True, False]),
+        empty=np.zeros((0, 3), np.float32),
+    )
+    parts = read_file(dump(tmp_path / "a.pkl", {"blobs": arrays, "cfg": "text"}, protocol))
+    expected = {name: torch.from_numpy(np.array(a, a.dtype.newbyteorder("="))) for name, a in arrays.items()}
+    assert_weights(parts, expected)
+    assert parts["cfg"] == "text" and parts.keys() == {"model", "cfg"}
+    for tensor in parts["model"].values():
+        tensor.zero_()  # it can be written to
+
+
+def test_a_pickle_of_python_2_is_read(tmp_path):
+    """As Detectron's are: numpy's old modules, and bytes as text."""
+    data = struct.pack("<2f", 1.5, -2)
+    dtype = b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    array += b"(K\x01K\x02\x85" + dtype + b"\x89U\x08" + data + b"tb"
+    scalar = b"cnumpy.core.multiarray\nscalar\n" + dtype + b"U\x04" + data[:4] + b"\x86R"
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02}(U\x07conv1_w" + array + b"U\x02lr" + scalar + b"u.")
+    parts = read_file(tmp_path / "a.pkl")
+    assert_weights(parts, {"conv1_w": torch.tensor([1.5, -2])})
+    assert parts["skipped"] == {"lr": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("data", "rest"),
+    [
+        ({"blobs": ARRAYS, "cfg": "A: 1"}, {"cfg": "A: 1"}),
+        (ARRAYS, {}),
+        (
+            {"model": ARRAYS, "__author__": "x", "matching_heuristics": True},
+            {"__author__": "x", "matching_heuristics": True},
+        ),
+        ({"model": ARRAYS, "nested": [1, [2]], "more": ARRAYS, "none": None}, {"none": None}),  # only what is plain
+    ],
+)
+def test_weights_are_found_in_a_pickle(tmp_path, data, rest):
+    parts = read_file(dump(tmp_path / "a.pkl", data))
+    assert_weights(parts)
+    assert parts == {"model": parts["model"], **rest}
+
+
+def test_what_is_no_tensor_is_told_and_does_not_stop_the_reading(tmp_path):
+    others = {"lr": np.float32(0.1), "step": 3, "note": "text", "names": np.array(["a", "b"]), "none": None}
+    told = {"lr": "float32", "step": "int", "note": "str", "names": "Array", "none": "NoneType"}
+    parts = read_file(dump(tmp_path / "a.pkl", {"blobs": {**ARRAYS, **others}}))
+    assert_weights(parts)
+    assert parts["skipped"] == told
+    torch.save({"model": {**WEIGHTS, **others}}, tmp_path / "a.pth")
+    assert read_file(tmp_path / "a.pth")["skipped"] == told
+
+
+def test_the_state_of_a_type_is_not_numpys_to_set(tmp_path):
+    """Size and flags in it could turn numbers into pointers."""
+    data = pickle.dumps({"a": np.ones(2)}, protocol=2)
+    state = b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t"
+    assert state in data
+    (tmp_path / "a.pkl").write_bytes(data.replace(state, b"NNNJ\x40\0\0\0J\x01\0\0\0K\x3ft"))
+    assert_weights(read_file(tmp_path / "a.pkl"), {"a": torch.ones(2, dtype=torch.float64)})
+
+
+# ---- what a hostile file tries
+
+
+class Runs:
+    """Unpickling it makes a folder: what a hostile pickle does."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def array(
+    dtype=b"U\x02f4",
+    shape=b"K\x02\x85",
+    data=b"U\x08" + 8 * b"\0",
+    state=b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
+):
+    """{"a": array}, its parts as they stand in a pickle."""
+    dtype = b"cnumpy\ndtype\n" + dtype + b"K\x00K\x01\x87R" + state
+    start = b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    return start + b"(K\x01" + shape + dtype + b"\x89" + data + b"tbs."
+
+
+HOSTILE = {  # MARKER is where the folder would be
+    **{f"a call, protocol {p}": (lambda marker, p=p: pickle.dumps(Runs(marker), p), r"posix\.mkdir") for p in range(6)},
+    "a name with codes for a terminal": (b"\x80\x04\x8c\x05a\n\x1b[2\x8c\x01b\x93.", r"it names a  \[2\.b, which"),
+    "a call among weights": (lambda m: pickle.dumps({"model": {**ARRAYS, "x": Runs(m)}}), r"posix\.mkdir"),
+    "a shell": (b"cos\nsystem\n(S'mkdir MARKER'\ntR.", r"os\.system"),
+    "an instance": (b"(S'MARKER'\niposix\nmkdir\n.", r"posix\.mkdir"),
+    "an object": (b"(cposix\nmkdir\nS'MARKER'\no.", r"posix\.mkdir"),
+    "a new object": (b"\x80\x02csubprocess\nPopen\n]S'mkdir'\naS'MARKER'\na\x85\x81.", r"subprocess\.Popen"),
+    "evaluation": (b"c__builtin__\neval\n(S'__import__(\"os\").mkdir(\"MARKER\")'\ntR.", r"__builtin__\.eval"),
+    "numpy's evaluation": (
+        b"cnumpy.testing._private.utils\nrunstring\n(S'__import__(\"os\").mkdir(\"MARKER\")'\n}tR.",
+        "numpy.testing._private.utils.runstring",
+    ),
+    "a name of an allowed module": (b"cnumpy\nsize\n.", r"numpy\.size"),
+    "a name through an allowed module": (b"\x80\x04\x8c\x05numpy\x8c\x06os.sys\x93.", r"numpy\.os\.sys"),
+    "numpy's own memory": (b"\x80\x02cnumpy\nmemmap\n.", r"numpy\.memmap"),
+    "an object array": (lambda m: pickle.dumps({"a": np.array([Runs(m)], dtype=object)}), "type 'O8', and not of numbers"),
+    "an array of what is allowed": (lambda m: pickle.dumps({"a": np.array([None])}), "type 'O8'"),
+    "fields": (lambda m: pickle.dumps({"a": np.zeros(2, "f4,O")}), "type 'V12'"),
+    "a type that is none": (array(dtype=b"K\x07"), "type 7"),
+    "a byte order that is none": (array(state=b"(K\x03U\x01ONNNtb"), "byte order 'O'"),
+    "a shape beyond the bytes": (array(shape=b"J\xff\xff\xff\x7f\x85"), "whose shape"),
+    "a negative shape": (array(shape=b"J\xff\xff\xff\xffJ\xfe\xff\xff\xff\x86"), "whose shape"),
+    "a shape of no numbers": (array(shape=b"G\x40\0\0\0\0\0\0\0\x85"), "whose shape"),
+    "bytes that are none": (array(data=b"]"), "damaged|whose shape"),
+    "a persistent id": (b"\x80\x02U\x01aQ.", "outside the file"),
+    "a function's state": (
+        b"\x80\x02cnumpy.core.numeric\n_frombuffer\n}U\x0c__defaults__K\x01\x85sb.",
+        "sets the state of a function",
+    ),
+    "a class's state": (b"\x80\x02ccollections\nOrderedDict\n}b.", "sets the state of a type"),
+    "a codec": (b"\x80\x02c_codecs\nencode\nU\x01aU\x05rot13\x86R.", "encoding 'rot13'"),
+    "bytes by number": (b"\x80\x02c__builtin__\nbytes\nK\x05\x85R.", "damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth", ".safetensors"])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path, what, suffix):
+    content, said = HOSTILE[what]
+    content = content(tmp_path / "marker") if callable(content) else content
+    path = tmp_path / f"evil{suffix}"
+    path.write_bytes(content.replace(b"MARKER", str(tmp_path / "marker").encode()))
+    refused(path, f"was not read, because it is not a plain pickle of weights: .*({said})")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_the_array_that_those_change_is_read(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(array())
+    assert_weights(read_file(tmp_path / "a.pkl"), {"a": torch.zeros(2)})
+
+
+def test_those_pickles_do_run_elsewhere(tmp_path):
+    """Or the test above would show nothing."""
+    for what in ("a call, protocol 4", "a shell", "an instance", "an object", "evaluation", "numpy's evaluation"):
+        content, marker = HOSTILE[what][0], tmp_path / what.replace(" ", "_").replace("'", "")
+        content = content(marker) if callable(content) else content.replace(b"MARKER", str(marker).encode())
+        pickle.loads(content)
+        assert marker.exists()
+
+
+@pytest.mark.parametrize("code", [0xF0, 0x1F0, 0x1FFFF])
+def test_extension_codes_are_refused(tmp_path, code):
+    """One opcode for each size of the code. What it stands for may be known already, and then no name is looked up."""
+    copyreg.add_extension("posix", "mkdir", code)
+    try:
+        opcode = {1: b"\x82", 2: b"\x83", 3: b"\x84"}[(code.bit_length() + 7) // 8]
+        code_bytes = code.to_bytes({b"\x82": 1, b"\x83": 2, b"\x84": 4}[opcode], "little")
+        pickle.loads(b"\x80\x02" + opcode + code_bytes + b".")  # fills the cache that bypasses find_class
+        path = tmp_path / "ext.pkl"
+        path.write_bytes(b"\x80\x02" + opcode + code_bytes + f"(S'{tmp_path / 'marker'}'\ntR.".encode())
+        refused(path, "extension registry")
+        assert not (tmp_path / "marker").exists()
+    finally:
+        copyreg.remove_extension("posix", "mkdir", code)
+
+
+@pytest.mark.parametrize("opcode", [b"\x96", b"\x8e", b"\x8d", b"\x95"])  # bytearray, bytes, text, frame
+def test_no_memory_is_set_aside_for_what_a_file_claims_to_have(tmp_path, opcode):
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(b"\x80\x05" + opcode + struct.pack("<Q", 2**28) + b"x.")
+    tracemalloc.start()
+    try:
+        refused(path, "claims to have 268435456 bytes where the file has 1[23]")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".pyth", ".pkl", ".safetensors"])
+@pytest.mark.parametrize("where", ["the whole", "a weight", "beside the weights", "an object array"])
+def test_a_hostile_file_of_pytorch_s_is_refused_and_does_not_run(tmp_path, where, suffix, old):
+    evil = Runs(tmp_path / "marker")
+    data = {
+        "the whole": evil,
+        "a weight": {"model": {**WEIGHTS, "x": evil}},
+        "beside the weights": {"model": WEIGHTS, "x": evil},
+        "an object array": {"model": {**WEIGHTS, "x": np.array([evil], dtype=object)}},
+    }[where]
+    path = tmp_path / f"evil{suffix}"
+    torch.save(data, path, _use_new_zipfile_serialization=not old)
+    names = r"it names posix\.mkdir, which weights do not need"
+    said = "it has an array of type 'O8', and not of numbers" if "array" in where else names
+    sentence = refused(path, f"could not be read: {said}")
+    assert "weights_only" not in sentence  # PyTorch says how to run it
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("text", ["MODEL: !!python/object/apply:os.mkdir [{marker}]", "_BASE_: {secret}"])
+def test_a_hostile_config_in_the_metadata_is_only_text(tmp_path, text):
+    (tmp_path / "secret.yaml").write_text("MODEL: {MASK_ON: False}")
+    path, text = tmp_path / "a.safetensors", text.format(marker=tmp_path / "marker", secret=tmp_path / "secret.yaml")
+    write_safetensors(path, WEIGHTS, {"config": text})
+    assert read_notes(str(path)) == {"config": text}
+    for read in (lambda: parse_config(text, "here"), lambda: find_trained(path)):
+        with pytest.raises(GNDetError, match="is not a plain YAML config|can only be used in files"):
+            read()
+    assert not (tmp_path / "marker").exists()
+
+
+# ---- PyTorch's files
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("suffix", [".pth", ".bin", ".pkl", ".safetensors"])
+@pytest.mark.parametrize(
+    ("data", "rest"),
+    [
+        ({"model": WEIGHTS, "iteration": 5, "optimizer": {"state": [1, {"a": 2}]}}, {"iteration", "optimizer"}),
+        ({"state_dict": WEIGHTS, "meta": {"epoch": 1}, "state_dict_ema": WEIGHTS}, {"meta", "state_dict_ema"}),
+        ({"model_state": WEIGHTS, "epoch": 3}, {"epoch"}),
+        ({"model": "resnet50", "state_dict": collections.OrderedDict(WEIGHTS)}, set()),
+        (WEIGHTS, set()),
+    ],
+)
+def test_weights_are_found_whatever_the_suffix(tmp_path, data, rest, suffix, old):
+    path = tmp_path / f"a{suffix}"
+    torch.save(data, path, _use_new_zipfile_serialization=not old)
+    parts = read_file(path)
+    assert_weights(parts)
+    assert parts.keys() == {"model", *rest}
+    assert all(parts[name] == data[name] for name in rest - {"state_dict_ema"})
+
+
+def test_parameters_and_views_are_read(tmp_path):
+    rows = torch.arange(12.0).view(3, 4)
+    views = {
+        "parameter": torch.nn.Parameter(rows),
+        "turned": rows.t(),
+        "part": rows[1:],
+        "wide": torch.ones(1).expand(4, 5),
+    }
+    torch.save(views, tmp_path / "a.pth")
+    assert_weights(read_file(tmp_path / "a.pth"), {name: view.detach() for name, view in views.items()})
+
+
+def test_numpy_in_a_file_of_pytorch_s_is_read(tmp_path):
+    """detectron2's issue 5456."""
+    best = {"best": np.float64(0.5), "history": np.arange(3), "none": np.zeros(0)}
+    torch.save({"model": {**WEIGHTS, "b": np.ones((2, 2), np.float32)}, "trainer": best}, tmp_path / "a.pth")
+    parts = read_file(tmp_path / "a.pth")
+    assert_weights(parts, {**WEIGHTS, "b": torch.ones(2, 2)})
+    assert parts["trainer"]["best"] == 0.5 and parts["trainer"]["history"].tolist() == [0, 1, 2]
+    for protocol in range(6):  # it can be saved again, as numpy's
+        saved = pickle.dumps(parts["trainer"]["history"], protocol)
+        assert b"gn_det" not in saved and type(pickle.loads(saved)) is np.ndarray
+
+
+def test_mmengine_s_logs_are_let_go_and_mmengine_is_not_looked_for(tmp_path, monkeypatch):
+    """Its training checkpoints hold objects of its own (mmengine's issue 1655)."""
+
+    class HistoryBuffer:
+        def __init__(self):
+            self._log_history, self._count_history, self._max_length = np.zeros(0), np.arange(2), 10
+
+    name = "mmengine.logging.history_buffer"
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = name, "HistoryBuffer"
+    for module in ("mmengine", "mmengine.logging", name):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    sys.modules[name].HistoryBuffer = HistoryBuffer
+    hub = {"log_scalars": {"train/loss": HistoryBuffer()}, "runtime_info": {"iter": 3}}
+    torch.save({"state_dict": WEIGHTS, "meta": {"epoch": 1}, "message_hub": hub}, tmp_path / "a.pth")
+    monkeypatch.undo()
+    parts = read_file(tmp_path / "a.pth")
+    assert_weights(parts)
+    assert parts["message_hub"]["runtime_info"] == {"iter": 3}
+    assert not vars(parts["message_hub"]["log_scalars"]["train/loss"])
+    assert not [module for module in sys.modules if module.startswith("mmengine")]
+
+
+def test_what_is_allowed_for_a_file_is_not_allowed_afterwards(tmp_path):
+    before = set(torch.serialization.get_safe_globals())
+    torch.save({"a": np.ones(2)}, tmp_path / "a.pth")
+    read_file(tmp_path / "a.pth")
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_a_compressed_zip_is_refused(tmp_path):
+    """1 MB of zeros in 1 kB, and so 1 TB in 1 GB."""
+    torch.save({"a": torch.zeros(250_000)}, tmp_path / "a.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    refused(tmp_path / "bomb.pth", "it is compressed, which PyTorch does not do")
+
+
+def test_a_zip_with_parts_larger_than_itself_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w") as file:
+        file.writestr("archive/data.pkl", b"x" * 100)
+        file.filelist[0].file_size = 2**40
+    refused(tmp_path / "bomb.pth", "larger than the whole")
+
+
+def test_a_tensor_of_an_absurd_shape_is_refused(tmp_path):
+    torch.save({"a": torch.ones(1).expand(2**20, 2**20)}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", r"a claims to be of the shape \[1048576, 1048576], and is not in the file")
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor:UserWarning")
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(2, device="meta"), torch.ones(2).to_sparse(), torch.ones(2, dtype=torch.complex64)],
+    ids=["meta", "sparse", "complex"],
+)
+def test_a_tensor_of_another_kind_is_refused(tmp_path, tensor):
+    torch.save({"a.weight": tensor}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", "a.weight is a tensor of a kind that no weights here are")
+
+
+# ---- safetensors
+
+
+NOTES = {"config": "MODEL:\n  MASK_ON: true\n", "names": ["é", "b"], "ids": [3, 7]}
+
+
+def test_safetensors_keep_weights_and_notes(tmp_path):
+    recipe = {"pixel_mean": [103.53, 116.28, 123.675], "format": "BGR"}
+    write_safetensors(tmp_path / "a.safetensors", WEIGHTS, {**NOTES, "recipe": recipe, "origin": "Detectron"})
+    parts = read_file(tmp_path / "a.safetensors")
+    assert_weights(parts)
+    assert parts["config"] == {"yaml": NOTES["config"]}  # as in a checkpoint of gn_det's
+    assert parts["classes"] == {"names": NOTES["names"], "ids": NOTES["ids"]}
+    assert parts["recipe"] == recipe and parts["origin"] == "Detectron"
+    assert read_notes(str(tmp_path / "a.safetensors")) == NOTES
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:  # others see text
+        assert file.metadata()["format"] == "pt" and json.loads(file.metadata()["gn_det"])["ids"] == [3, 7]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ""])
+def test_safetensors_are_known_by_any_name(tmp_path, suffix):
+    save_file(WEIGHTS, tmp_path / f"a{suffix}", {"by": "someone else"})
+    parts = read_file(tmp_path / f"a{suffix}")
+    assert_weights(parts)
+    assert parts == {"model": parts["model"], "metadata": {"by": "someone else"}}
+    assert read_notes(str(tmp_path / f"a{suffix}")) == {}
+
+
+@pytest.mark.parametrize("notes", ["{", "[1]", "[" * 100_000])
+def test_damaged_notes_are_one_sentence(tmp_path, notes):
+    save_file(WEIGHTS, tmp_path / "a.safetensors", {"gn_det": notes})
+    refused(tmp_path / "a.safetensors", "could not be read")
+
+
+def test_notes_of_other_types_count_as_none(tmp_path):
+    save_file(WEIGHTS, tmp_path / "a.safetensors", {"gn_det": json.dumps({"config": 3, "names": [1], "ids": "x"})})
+    assert read_notes(str(tmp_path / "a.safetensors")) == {}
+
+
+def test_shared_and_strided_tensors_are_written_as_they_look(tmp_path):
+    rows = torch.arange(12.0).view(3, 4)
+    views = {"all": rows, "again": rows, "turned": rows.t(), "part": rows[1:], "wide": torch.ones(1).expand(4, 5)}
+    views |= {"number": torch.tensor(3), "none": torch.zeros(0, 2), "parameter": torch.nn.Parameter(rows)}
+    write_safetensors(tmp_path / "a.safetensors", views, {})
+    assert_weights(read_file(tmp_path / "a.safetensors"), {name: view.detach() for name, view in views.items()})
+    assert rows.tolist() == torch.arange(12.0).view(3, 4).tolist()
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, WEIGHTS, NOTES)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(GNDetError, match=f"{path} cannot be written: .*No space left"):
+        write_safetensors(path, {"b": torch.ones(5)}, {})
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(GNDetError, match="cannot be written"):
+        write_safetensors(tmp_path / "no" / "a.safetensors", WEIGHTS, {})
+
+
+def test_notes_that_are_no_text_are_one_sentence(tmp_path):
+    with pytest.raises(GNDetError, match="the notes on the weights are not text and numbers"):
+        write_safetensors(tmp_path / "a.safetensors", WEIGHTS, {"recipe": {"x": torch.ones(1)}})
+    assert not os.listdir(tmp_path)
+
+
+def test_others_may_read_what_is_written_as_they_may_any_file(tmp_path):
+    (tmp_path / "any").touch()
+    write_safetensors(tmp_path / "a.safetensors", WEIGHTS, {})
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == stat.S_IMODE((tmp_path / "any").stat().st_mode)
+
+
+def header(entries, data=b"\0" * 8, length=None):
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header({"a": TENSOR}, length=2**31),
+        header({"a": TENSOR}, data=b""),
+        header({"a": TENSOR}, data=bytes(100)),
+        header({"a": {**TENSOR, "shape": [2**40]}}),
+        header({"a": {**TENSOR, "shape": [-2]}}),
+        header({"a": {**TENSOR, "data_offsets": [8, 0]}}),
+        header({"a": {**TENSOR, "data_offsets": [0, 2**50]}}),
+        header({"a": TENSOR, "b": TENSOR}),
+        header({"a": {**TENSOR, "dtype": "object"}}),
+        header({"a": TENSOR, "__metadata__": {"gn_det": [1]}}),
+        header({"a": TENSOR})[:20],
+        struct.pack("<Q", 50) + b"{" * 50,
+    ],
+)
+def test_a_lying_header_is_one_sentence(tmp_path, content):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    refused(tmp_path / "a.safetensors", "could not be read")
+
+
+# ---- what is no file of weights
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80",
+        b"<!DOCTYPE html><html>",
+        b"version https://git-lfs.github.com/spec/v1",
+        b"PK\x03\x04cut",
+        b"\x80\x02.",
+        b"text\nmore text",
+        pickle.dumps([1, 2]),
+        pickle.dumps({}),
+        pickle.dumps({"a": "text"}),
+        pickle.dumps({"model_ema": ARRAYS, "epoch": 3}),  # whether the average is wanted is not ours to guess
+        pickle.dumps({1: np.ones(2)}),
+        pickle.dumps({"a\n\x1b[2J": np.ones(2)}),
+        pickle.dumps({"model": {("a", 1): np.ones(2)}}),
+        pickle.dumps(ARRAYS)[:-20],
+    ],
+)
+def test_what_holds_no_weights_is_one_sentence(tmp_path, content, suffix):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(content)
+    refused(path, "could not be read|was not read|holds a list")
+
+
+def test_the_sentence_says_what_there_is(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"<!DOCTYPE html>")
+    refused(tmp_path / "x.pth", r"it begins with b'<!DOCTYPE html>', as no file of weights does")
+    torch.save({"state_dict_ema": WEIGHTS, "epoch": 3}, tmp_path / "y.pth")
+    refused(tmp_path / "y.pth", "it holds no weights by name, but only state_dict_ema, epoch")
+    torch.save([1], tmp_path / "z.pth")
+    refused(tmp_path / "z.pth", "it holds no weights by name, but a list")
+
+
+@pytest.mark.parametrize("cut", [1, 50, 300])
+def test_a_cut_file_is_one_sentence(tmp_path, cut):
+    torch.save({"model": WEIGHTS}, tmp_path / "new.pth")
+    torch.save({"model": WEIGHTS}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    write_safetensors(tmp_path / "a.safetensors", WEIGHTS, {})
+    for path in list(tmp_path.iterdir()):
+        path.write_bytes(path.read_bytes()[:-cut])
+        refused(path, "could not be read")
+
+
+def test_a_file_that_is_not_there_and_a_folder(tmp_path):
+    refused(tmp_path / "no.pth", "could not be read")
+    refused(tmp_path, "could not be read")
+
+
+def test_detectron2_s_suffix_to_a_path_is_let_go(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "a.pth")
+    assert_weights(read_file(f"{tmp_path / 'a.pth'}?matching_heuristics=True"))
+
+
+def test_load_pickle_gives_arrays(tmp_path):
+    """For detectron2's own conversion."""
+    read = load_pickle(str(dump(tmp_path / "a.pkl", {"blobs": ARRAYS, "n": np.float64(3)})))
+    assert all(np.array_equal(read["blobs"][name], ARRAYS[name]) for name in ARRAYS) and read["n"] == 3
