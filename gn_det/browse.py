@@ -78,11 +78,11 @@ def _config_of_data(args: argparse.Namespace, train: bool) -> Iterator[CfgNode]:
     """
     with tempfile.TemporaryDirectory() as folder:
         other = "TEST" if train else "TRAIN"
-        opts = ["OUTPUT_DIR", folder, f"DATASETS.{other}", "()", "MODEL.WEIGHTS", "none", "SOLVER.AMP.ENABLED", "False"]
+        opts = ["OUTPUT_DIR", folder, f"DATASETS.{other}", "()", "SOLVER.AMP.ENABLED", "False"]
         changed = {"opts": [*args.opts, *opts], "eval_only": not train, "resume": False}
         if train and not args.train_json:
             changed |= {"val_json": None, "val_images": None}
-        yield prepare(argparse.Namespace(**{**vars(args), **changed}))
+        yield prepare(argparse.Namespace(**{**vars(args), **changed}), weights=False)
 
 
 def choose(rows: list[dict], check: dict, number: int, seed: int) -> list[tuple[int, str]]:

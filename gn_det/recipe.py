@@ -1,4 +1,4 @@
-"""What weights do not hold and yet depend on: how their images were prepared, where the stride is, how norms divide channels."""
+"""What weights do not hold and yet depend on: how images were prepared, where the stride is, how norms divide channels."""
 
 from detectron2.config import CfgNode
 
@@ -23,8 +23,9 @@ def recipe_of(cfg: CfgNode) -> dict:
     """The recipe of a model that is trained by a config.
 
     Returns:
-        {"format": "BGR" or "RGB", "pixel_mean": [3], "pixel_std": [3] (in the format's order), "stride_in_1x1": bool or None,
-        "groups": how many, or in words, or None without a norm of one sample, "eps": float}
+        {"format": "BGR" or "RGB", "pixel_mean": [3], "pixel_std": [3] (in the format's order), "stride_in_1x1": bool or
+        None, "groups": how many, or in words, or None without a norm of one sample, "eps": float or None,
+        "weight_standardisation": bool}
     """
     norms = [get_key(cfg, key) for key in NORM_KEYS]
     norm = next((norm for norm in norms if norm in PER_SAMPLE), None)

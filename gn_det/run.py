@@ -19,6 +19,7 @@ from .config import check_config, datasets_of_run, load_config
 from .errors import GNDetError
 from .hooks import BEST_FILE
 from .run_folder import remember_datasets
+from .weights import check_name
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,11 @@ def config_of(args: argparse.Namespace) -> CfgNode:
     return load_config(args.config_file, args.opts)
 
 
-def prepare(args: argparse.Namespace) -> CfgNode:
+def prepare(args: argparse.Namespace, weights: bool = True) -> CfgNode:
     """The checked config of a run, with its data sets registered. Writes only the cleaned JSON of own data.
+
+    Args:
+        weights: whether the run needs them. That they are there, or may be downloaded, is seen here; what is in them, later.
 
     Raises:
         GNDetError: whatever in the arguments, the config or the data cannot work.
@@ -60,7 +64,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more only compete
     has_checkpoint = _check_output_dir(cfg, args)
     _use_own_data(cfg, args)
-    check_config(cfg, has_checkpoint=has_checkpoint, eval_only=args.eval_only)
+    check_config(cfg, has_checkpoint=has_checkpoint or not weights, eval_only=args.eval_only)
     for name in datasets_of_run(cfg, args.eval_only):
         _check_files(name)
     processes = max(comm.get_world_size(), args.num_gpus * args.num_machines)
@@ -69,10 +73,12 @@ def prepare(args: argparse.Namespace) -> CfgNode:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes cannot share evenly: take a "
             f"multiple of {processes}."
         )
-    if args.eval_only and not cfg.MODEL.WEIGHTS and not has_checkpoint:
+    if args.eval_only and weights and not cfg.MODEL.WEIGHTS and not has_checkpoint:
         raise GNDetError("--eval-only needs weights: give MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a run.")
     if args.eval_only and not cfg.DATASETS.TEST:
         raise GNDetError("--eval-only needs a data set: give --val-json and --val-images, or DATASETS.TEST.")
+    if weights and cfg.MODEL.WEIGHTS and not has_checkpoint:
+        check_name(cfg.MODEL.WEIGHTS)
     return cfg
 
 

@@ -11,21 +11,13 @@ from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 from torch import nn
 
-from .checkpoint import Checkpointer, read_notes
+from . import model_zoo
+from .checkpoint import read_notes
 from .config import add_gn_det_config, check_config, load_config, parse_config
 from .errors import GNDetError
+from .weights import ZOO, Checkpointer, find_weights
 
 _WEIGHTS = (".pth", ".pkl", ".pyth", ".safetensors")
-_FROM_CONFIG = ("pixel_mean", "pixel_std")  # old checkpoints have them too, but they are the config's
-
-
-class _Checkpointer(Checkpointer):
-    """Keeps what does not fit, for a refusal in one sentence, where detectron2 logs a page."""
-
-    incompatible: tuple[list, list, list] = ([], [], [])
-
-    def _log_incompatible_keys(self, incompatible) -> None:
-        self.incompatible = incompatible
 
 
 def find_trained(
@@ -46,7 +38,7 @@ def find_trained(
     cfg, file = _find(model, weights)
     file = os.path.expanduser(file)
     file = _checkpoint_in(file) if os.path.isdir(file) else file
-    notes = read_notes(file)
+    notes = read_notes(str(find_weights(file)))
     if cfg is None and "config" not in notes:
         raise GNDetError(
             f"{file} does not remember its config: name its config too, or in its place the OUTPUT_DIR of its run."
@@ -65,6 +57,8 @@ def _find(model: str | os.PathLike | CfgNode, weights: str | os.PathLike | None)
     """The config, or None where the weights hold it, and the weights."""
     if isinstance(model, CfgNode):
         cfg, file = model.clone(), weights or model.MODEL.WEIGHTS
+    elif (name := os.fspath(model).removeprefix(ZOO)) in model_zoo.list() and not weights:
+        cfg, file = model_zoo.get_config(name), ZOO + name
     elif os.path.isdir(name := os.path.expanduser(model)):
         cfg, file = _config_in(name), _checkpoint_in(name, weights)
     elif "://" in name or name.endswith(_WEIGHTS):
@@ -155,23 +149,5 @@ def load_trained(cfg: CfgNode) -> nn.Module:
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise GNDetError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}: the predictor knows BGR and RGB.")
     model = build_model(cfg).eval()
-    checkpointer = _Checkpointer(model)
-    checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    _check_fit(cfg, model, *checkpointer.incompatible)
+    Checkpointer(model, cfg=cfg, trains=False).load(cfg.MODEL.WEIGHTS, checkpointables=[])
     return model
-
-
-def _check_fit(cfg: CfgNode, model: nn.Module, missing: list[str], unexpected: list[str], shapes: list) -> None:
-    """``missing`` has those of another shape as well."""
-    boxes_only = () if cfg.MODEL.MASK_ON else ("roi_heads.mask_head.",)  # weights of a model with masks serve as well
-    unexpected = [key for key in unexpected if key not in _FROM_CONFIG and not key.startswith(boxes_only)]
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} of its {len(model.state_dict())} tensors are not there or have another shape")
-    if unexpected:
-        problems.append(f"{len(unexpected)} are there that it does not have")
-    if problems:
-        raise GNDetError(
-            f"The weights {cfg.MODEL.WEIGHTS} do not belong to the model {cfg.MODEL.GN.CONFIG}: {' and '.join(problems)} "
-            f"({(missing + unexpected)[0]}, for one)."
-        )

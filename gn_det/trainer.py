@@ -16,7 +16,6 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
 
 from . import evaluation
-from .checkpoint import Checkpointer
 from .ema import EMA
 from .errors import GNDetError
 from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, show_predictions
@@ -28,6 +27,7 @@ from .records import past_values
 from .solver import build_optimizer
 from .switches import check_switches
 from .wandb_writer import WandbWriter
+from .weights import Checkpointer
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,8 @@ class Trainer(DefaultTrainer):
         goes_on = resume and self.checkpointer.has_checkpoint()
         if goes_on:
             self.start_iter = self.iter + 1
+        else:
+            _say_classes(rest.get("classes"), self.checkpointer.checkpointables["classes"].names)
         if self._ema:
             self._ema.after_load()
         elif goes_on and "raw_model" in rest:
@@ -167,8 +169,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         """detectron2's, with ``counts`` of its data set before images without objects are left out."""
-        if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
-            return super().build_train_loader(cfg)  # these leave out more, and add to the rows
+        if cfg.MODEL.KEYPOINT_ON:
+            return super().build_train_loader(cfg)  # it leaves out more
         rows = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
         if not isinstance(rows, list):
             return super().build_train_loader(cfg)
@@ -218,12 +220,21 @@ def _norms(model: nn.Module) -> str:
     return ", ".join(f"{name} {norms_text(norms)}" for name, norms in parts.items() if norms) or "none"
 
 
-def build_checkpointer(cfg: CfgNode, model: nn.Module, datasets: Sequence[str], **stateful) -> Checkpointer:
+def build_checkpointer(
+    cfg: CfgNode, model: nn.Module, datasets: Sequence[str], trains: bool = True, **stateful
+) -> Checkpointer:
     """A checkpointer for ``OUTPUT_DIR`` that remembers the config, and the classes of the first of the data sets."""
     metadata = MetadataCatalog.get(datasets[0])
     ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
     classes = ClassNames(metadata.get("thing_classes", []), sorted(ids, key=ids.get))
-    return Checkpointer(model, cfg.OUTPUT_DIR, classes=classes, config=ConfigText(cfg), **stateful)
+    stateful |= {"classes": classes, "config": ConfigText(cfg)}
+    return Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, trains=trains, **stateful)
+
+
+def _say_classes(theirs: object, ours: list[str]) -> None:
+    names = theirs.get("names") if isinstance(theirs, dict) else None
+    if names and names != ours:
+        logger.warning(f"The weights were trained for the classes {names}; training makes them {ours}.")
 
 
 def train(cfg: CfgNode, resume: bool = False) -> dict:
@@ -241,10 +252,10 @@ def evaluate_only(cfg: CfgNode, resume: bool = False) -> dict:
     """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint in ``OUTPUT_DIR``.
 
     Raises:
-        GNDetError: the weights cannot be read, or were trained for other classes.
+        GNDetError: the weights cannot be read, are not the model's, or were trained for other classes.
     """
     model = build_model(cfg)
-    checkpointer = build_checkpointer(cfg, model, cfg.DATASETS.TEST)
+    checkpointer = build_checkpointer(cfg, model, cfg.DATASETS.TEST, trains=False)
     rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if "classes" in rest:
         checkpointer.checkpointables["classes"].load_state_dict(rest["classes"])

@@ -516,6 +516,10 @@ def test_refuses_a_learning_rate_left_empty():
     assert "SOLVER.BASE_LR is None" in said(GN_FPN, "SOLVER.BASE_LR", None)
 
 
+def test_refuses_proposals_in_pickles():
+    assert said("mask_rcnn_R50_FPN_gn", "MODEL.LOAD_PROPOSALS", True).startswith("MODEL.LOAD_PROPOSALS is True")
+
+
 def test_refuses_no_training_data():
     sentence = said(GN_FPN, "DATASETS.TRAIN", ())
     assert sentence.startswith("DATASETS.TRAIN is empty")

@@ -45,10 +45,13 @@ def same(one: Instances, other: Instances, atol: float = 0.0) -> bool:
     )
 
 
+ANY_RECIPE = ["MODEL.GN.ACCEPT_WEIGHTS", "('recipe',)"]
+
+
 @pytest.mark.parametrize("channels", ["BGR", "RGB"])
 @pytest.mark.parametrize(("height", "width"), [(60, 90), (300, 64), (64, 64)])
 def test_the_outputs_are_default_predictors(output_dir, channels, height, width):
-    cfg = load_config(str(output_dir / "config.yaml"), ["INPUT.FORMAT", channels])
+    cfg = load_config(str(output_dir / "config.yaml"), ["INPUT.FORMAT", channels, *ANY_RECIPE])
     cfg.MODEL.WEIGHTS = str(output_dir / "model_final.pth")
     image = picture(height, width)
     found, stock = Predictor(cfg, device="cpu")(image), DefaultPredictor(cfg)(image)["instances"]

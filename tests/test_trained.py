@@ -193,11 +193,10 @@ def without(*parts):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (without("mask_head"), r"tensors are not there .*\(roi_heads.mask_head"),
-        (without("res5.1.conv2.norm.weight"), r"1 of its \d+ tensors are not there"),
-        (lambda model: model | {"roi_heads.box_predictor.bbox_pred.bias": torch.zeros(3)}, "1 of its .*another shape"),
-        (lambda model: model | {"backbone.bottom_up.res5.2.conv1.weight": torch.zeros(1)}, "1 are there that it does"),
-        (lambda model: model | {"roi_heads.mask_head.mask_fcn9.weight": torch.zeros(1)}, "1 are there that it does"),
+        (without("mask_head"), r"tensors are not in it \(roi_heads.mask_head"),
+        (without("res5.1.conv2.norm.weight"), r"1 of the model's \d+ tensors are not in it"),
+        (lambda model: model | {"roi_heads.box_predictor.bbox_pred.bias": torch.zeros(3)}, "1 of .*another shape"),
+        (lambda model: model | {"roi_heads.mask_head.mask_fcn9.weight": torch.zeros(1)}, "1 of its .*not in the model"),
     ],
 )
 def test_weights_of_another_model_are_refused_in_one_sentence(run, caplog, edit, said):

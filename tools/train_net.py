@@ -7,7 +7,12 @@ from gn_det.train_net import main
 
 
 def cli():
-    launch(main, argument_parser(__doc__).parse_args())
+    parser = argument_parser(__doc__)
+    parser.add_argument("--weights", metavar="FILE", help="MODEL.WEIGHTS: a path, a URL, or gn_det://NAME of the model zoo")
+    args = parser.parse_args()
+    if args.weights:
+        args.opts += ["MODEL.WEIGHTS", args.weights]
+    launch(main, args)
 
 
 if __name__ == "__main__":

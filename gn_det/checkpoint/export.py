@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from ..errors import GNDetError
 from .convert import convert
+from .fit import part_of
 from .load import notes_in, read_file
 from .mapping import FOLDED, Converted
 from .pickles import one_line
@@ -18,14 +19,6 @@ from .safetensors_io import notes_text, packed, parts_of, replacing, write_safet
 FORMATS = {"detectron2": ".pth", "safetensors": ".safetensors"}
 # Parts of a file that go along, in gn_det's own form.
 _KEPT = ("config", "classes", "recipe", "metadata", "origin", "__author__", "matching_heuristics")
-_PARTS = {
-    "roi_heads.box": "box head",
-    "roi_heads.mask": "mask head",
-    "roi_heads.res5": "box head",
-    "proposal_generator": "RPN",
-    "backbone.fpn": "FPN",
-    "": "backbone",
-}
 
 
 def convert_file(source: str | Path, target: str | Path, to: str, force: bool = False) -> tuple[Converted, list[str]]:
@@ -109,10 +102,7 @@ def mapping_report(converted: Converted, left_out: list[str], verbose: bool = Fa
 
 
 def _by_part(converted: Converted) -> str:
-    parts = Counter(
-        next(part for start, part in _PARTS.items() if name.startswith(start)) for name in converted.weights
-    )
-    return tabulate(sorted(parts.items()), ["part", "tensors"], tablefmt="github")
+    return tabulate(sorted(Counter(map(part_of, converted.weights)).items()), ["part", "tensors"], tablefmt="github")
 
 
 def _by_name(converted: Converted) -> str:

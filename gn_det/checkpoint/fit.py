@@ -21,10 +21,12 @@ _PARTS = (
     ("roi_heads.box_predictor.", "box predictor", ""),
     ("roi_heads.mask_head.predictor.", "mask predictor", ""),
     ("roi_heads.mask_head.", "mask head", "MODEL.ROI_MASK_HEAD.NORM"),
+    ("stem.", "backbone", "MODEL.RESNETS.NORM"),  # a ResNet alone
+    ("res", "backbone", "MODEL.RESNETS.NORM"),
 )
 _RESNET = ("backbone", "conv5 head")
 _PREDICTORS = ("box predictor", "mask predictor")
-_RANDOM = {"classes", "partial"}  # accepted, these leave tensors random
+RANDOM = {"classes", "partial"}  # accepted, these leave tensors random
 # Counts and constants of old checkpoints, which the config or nobody needs.
 _NO_WEIGHT = re.compile(r"(^|\.)(num_batches_tracked|pixel_mean|pixel_std|cell_anchors\.\d+)$")
 _DEPTHS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
@@ -107,7 +109,7 @@ def find_problem(
         name = next(iter(weights), None)
         what = f"none of its {len(weights)} tensors has a name and shape of the model's ({name}, for one)"
         return Problem("", what if name else "it holds no tensors")
-    accept = set(accept) - (_RANDOM if complete else set())
+    accept = set(accept) - (RANDOM if complete else set())
     for problem in (_depth_problem(fit, weights), _norm_problem(fit, weights, model), _classes_problem(fit)):
         if problem and problem.word not in accept:
             return problem
@@ -203,9 +205,9 @@ def _other_norm(name: str, norm: nn.Module, weights: Mapping[str, Tensor], with_
         return with_statistics if there and with_statistics != "BN" and isinstance(norm, _BatchNorm) else ""
     if there:
         return with_statistics
-    return (
-        "no norm" if not scale and name.endswith(".norm") and f"{name.removesuffix('.norm')}.weight" in weights else ""
-    )
+    if not name.endswith(".norm") or scale or f"{name}.bias" in weights:
+        return ""
+    return "no norm" if f"{name.removesuffix('.norm')}.weight" in weights else ""
 
 
 def _classes_problem(fit: Fit) -> Problem | None:
@@ -213,11 +215,7 @@ def _classes_problem(fit: Fit) -> Problem | None:
     if not score or score[0][1:] != score[1][1:]:
         return None
     theirs, ours = score[0][0] - 1, score[1][0] - 1
-    return Problem(
-        "classes",
-        f"it is for {theirs} classes, and MODEL.ROI_HEADS.NUM_CLASSES is {ours}; to train the last layers of box and mask head "
-        "anew from random weights",
-    )
+    return Problem("classes", f"it is for {theirs} classes, and MODEL.ROI_HEADS.NUM_CLASSES is {ours}")
 
 
 def _partial_problem(rest: Fit, fit: Fit) -> Problem | None:

@@ -1,6 +1,7 @@
 """Reading of weight files without running what is in them."""
 
 import contextlib
+import os
 import pickle
 import re
 import zipfile
@@ -9,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
 
 from ..errors import GNDetError
 from .pickles import STAND_INS, load_pickle, one_line
@@ -60,7 +59,7 @@ def read_notes(path: str) -> dict:
         {"config": YAML text, "names": of the classes, "ids": of the classes in their data set}, each where it is known.
 
     Raises:
-        GNDetError: the file is not there, cannot be fetched, or is no checkpoint.
+        GNDetError: the file is not there, or is no checkpoint.
     """
     path = _local_path(path)
     if path.endswith(".pkl"):
@@ -88,9 +87,10 @@ def _list_of(kind: type, value: object) -> list:
 
 
 def _local_path(path: str | Path) -> str:
-    name = str(path).partition("?")[0]  # the rest is for detectron2's checkpointer
-    with _as_sentence(name):
-        return PathManager.get_local_path(name)
+    name = os.path.expanduser(str(path).partition("?")[0])  # the rest is for detectron2's checkpointer
+    if not os.path.isfile(name):
+        raise GNDetError(f"The weights {path} could not be read: there is no such file.")
+    return name
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def _as_sentence(path: str) -> Iterator[None]:
     except GNDetError:
         raise
     except Exception as error:  # there is no end to what torch.load raises on bytes that are no checkpoint
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _kind(path: str) -> str:
@@ -184,37 +184,8 @@ def _tensor(name: str, value: torch.Tensor | np.ndarray) -> torch.Tensor:
     return value.detach()
 
 
-class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer, which hands no pickle from elsewhere to ``pickle.load``."""
-
-    def load(self, path: str, *args, **kwargs) -> dict:
-        """As detectron2's; what is wrong with the file is one sentence.
-
-        Raises:
-            GNDetError: the file is not there, cannot be fetched, or cannot be read as weights.
-        """
-        try:
-            return super().load(path, *args, **kwargs)
-        except (OSError, AssertionError, RuntimeError) as error:
-            raise _unreadable(path, error) from error
-        finally:
-            self._parsed_url_during_load = None  # detectron2 leaves it set after a failure, and then refuses all loads
-
-    def _load_file(self, filename: str) -> dict:
-        if not filename.endswith(".pkl"):
-            try:
-                return super()._load_file(filename)
-            except Exception as error:  # there is no end to what torch.load raises on bytes that are no checkpoint
-                raise _unreadable(filename, error) from error
-        data = load_pickle(filename)
-        if "model" in data and "__author__" in data:  # detectron2's model zoo
-            return data
-        blobs = data.get("blobs", data)  # Detectron's detection models have "blobs", its ImageNet models have not
-        blobs = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
-        return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _unreadable(path: str, error: Exception) -> GNDetError:
+def unreadable(path: str, error: Exception) -> GNDetError:
+    """The sentence for what reading a file has raised."""
     reason = (str(error).splitlines() or [""])[0].rstrip(".")
     if named := re.search(r"GLOBAL (\S+)", str(error)):  # PyTorch goes on to say how to run it
         reason = f"it names {named[1]}, which weights do not need"

@@ -10,7 +10,6 @@ from struct import unpack
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 
 from ..errors import GNDetError
 
@@ -151,7 +150,7 @@ def load_pickle(path: str) -> dict:
         OSError: it cannot be opened.
     """
     try:
-        with PathManager.open(path, "rb") as file:
+        with open(path, "rb") as file:
             data = _Unpickler(_File(file), encoding="latin1").load()
     except OSError:
         raise
