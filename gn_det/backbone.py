@@ -9,6 +9,7 @@ from detectron2.modeling.backbone import Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 
 from .norm import check_groups, with_norms, zero_init_residual
+from .weight_standardisation import standardise_convs
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ def _build(builder, cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     check_groups(backbone, "backbone")
     if cfg.MODEL.GN.ZERO_INIT_RESIDUAL:
         zero_init_residual(backbone)
+    if cfg.MODEL.GN.WEIGHT_STANDARDIZATION:
+        standardise_convs(backbone)
     return backbone
 
 

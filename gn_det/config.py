@@ -39,6 +39,8 @@ def add_gn_det_config(cfg: CfgNode) -> None:
     cfg.MODEL.GN.EPS = 1e-5
     # Scale 0 in each residual block's last norm: the paper's ImageNet recipe, not Detectron's for COCO from scratch.
     cfg.MODEL.GN.ZERO_INIT_RESIDUAL = False
+    # Standardise the weights of convolutions with a norm (arXiv 1903.10520), as mmdetection's "GN+WS" models do.
+    cfg.MODEL.GN.WEIGHT_STANDARDIZATION = False
     # Let BN* train without pre-trained statistics: then it normalises nothing. For comparisons only.
     cfg.MODEL.GN.FROZENBN_FROM_SCRATCH = False
     # What may differ between MODEL.WEIGHTS and the model: "norm", "recipe"; "classes", "partial" (what differs is random).
@@ -212,15 +214,22 @@ def datasets_of_run(cfg: CfgNode, eval_only: bool) -> tuple[str, ...]:
 
 
 def _check_part(cfg: CfgNode, key: str, name_key: str, ours: tuple[str, ...]) -> None:
-    """detectron2's own parts know GN only with 32 groups and eps 1e-5, another LN, and no IN."""
+    """detectron2's own parts know GN only with 32 groups and eps 1e-5, another LN, no IN, and no weight standardisation."""
     norm, name = get_key(cfg, key), get_key(cfg, name_key)
-    default = cfg.MODEL.GN.NUM_GROUPS == 32 and cfg.MODEL.GN.CHANNELS_PER_GROUP == -1 and cfg.MODEL.GN.EPS == 1e-5
-    if norm not in PER_SAMPLE or (norm == "GN" and default) or name in ours:
-        return
     if (key == "MODEL.FPN.NORM" and "fpn" not in name) or (
         name_key == "MODEL.ROI_HEADS.NAME" and name != "Res5ROIHeads"
     ):
-        return  # then nobody reads the key for this part
+        return  # nobody reads the key for this part
+    if name in ours:
+        return
+    if norm and cfg.MODEL.GN.WEIGHT_STANDARDIZATION:
+        raise GNDetError(
+            f"MODEL.GN.WEIGHT_STANDARDIZATION is True, but {name_key} {name!r} would take no notice of it: set {name_key} "
+            f"to {ours[-1]}."
+        )
+    default = cfg.MODEL.GN.NUM_GROUPS == 32 and cfg.MODEL.GN.CHANNELS_PER_GROUP == -1 and cfg.MODEL.GN.EPS == 1e-5
+    if norm not in PER_SAMPLE or (norm == "GN" and default):
+        return
     what = f"{norm} with MODEL.GN changed" if norm == "GN" else norm
     raise GNDetError(
         f"{key} is {what}, which {name_key} {name!r} does not have in the paper's meaning: set {name_key} to {ours[-1]}."
@@ -236,6 +245,11 @@ def _check_resnet(cfg: CfgNode) -> None:
     if resnets.DEPTH < 50 and resnets.RES2_OUT_CHANNELS != 64:
         raise GNDetError(
             f"MODEL.RESNETS.RES2_OUT_CHANNELS is {resnets.RES2_OUT_CHANNELS}, and must be 64 for DEPTH {resnets.DEPTH}."
+        )
+    if cfg.MODEL.GN.WEIGHT_STANDARDIZATION and any(resnets.DEFORM_ON_PER_STAGE):
+        raise GNDetError(
+            "MODEL.GN.WEIGHT_STANDARDIZATION is True, but the deformable convolutions of MODEL.RESNETS.DEFORM_ON_PER_STAGE "
+            "are not standardised: set one of the two to False."
         )
     ours = cfg.MODEL.BACKBONE.NAME.startswith("build_gn_")
     if ours and resnets.STRIDE_IN_1X1 and resnets.DEPTH >= 50:

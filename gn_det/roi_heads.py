@@ -3,7 +3,7 @@
 Shapes: R regions of interest, C channels, S x S the pooled resolution. R may be 0.
 """
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY, ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead, Res5ROIHeads
@@ -11,6 +11,7 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsamp
 from .backbone import stride_in_3x3
 from .errors import GNDetError
 from .norm import check_groups, with_norms, zero_init_residual
+from .weight_standardisation import standardise_convs
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -30,11 +31,15 @@ class FastRCNN4Conv1FCGNHead(FastRCNNConvFCHead):
                 f"{head.NUM_CONV} and NUM_FC is {head.NUM_FC}: set them to 4 and 1, or use FastRCNNConvFCHead."
             )
         ret = super().from_config(with_norms(cfg), input_shape)
-        return {**ret, "conv_dims": [head.CONV_DIM] * 4, "fc_dims": [head.FC_DIM]}
+        more = {"weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION}
+        return {**ret, "conv_dims": [head.CONV_DIM] * 4, "fc_dims": [head.FC_DIM], **more}
 
-    def __init__(self, *args, **kwargs):
+    @configurable
+    def __init__(self, *args, weight_standardization: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         check_groups(self, "roi_heads.box_head")
+        if weight_standardization:
+            standardise_convs(self)
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -46,11 +51,15 @@ class MaskRCNNConvUpsampleGNHead(MaskRCNNConvUpsampleHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        return super().from_config(with_norms(cfg), input_shape)
+        ret = super().from_config(with_norms(cfg), input_shape)
+        return {**ret, "weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION}
 
-    def __init__(self, *args, **kwargs):
+    @configurable
+    def __init__(self, *args, weight_standardization: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         check_groups(self, "roi_heads.mask_head")
+        if weight_standardization:
+            standardise_convs(self)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -62,6 +71,8 @@ class Res5GNROIHeads(Res5ROIHeads):
         ret = super().from_config(with_norms(stride_in_3x3(cfg)), input_shape)
         if cfg.MODEL.GN.ZERO_INIT_RESIDUAL:
             zero_init_residual(ret["res5"])
+        if cfg.MODEL.GN.WEIGHT_STANDARDIZATION:
+            standardise_convs(ret["res5"])
         return ret
 
     def __init__(self, *args, **kwargs):
