@@ -4,5 +4,9 @@ from setuptools import setup
 setup(
     packages=["gn_det", "gn_det.checkpoint", "gn_det.configs", "gn_det.report"],
     package_dir={"gn_det.configs": "configs"},
-    package_data={"gn_det": ["*.json"], "gn_det.configs": ["*.yaml"], "gn_det.report": ["*.html", "*.css"]},
+    package_data={
+        "gn_det": ["*.json"],
+        "gn_det.configs": ["*.yaml", "*/*.yaml"],
+        "gn_det.report": ["*.html", "*.css"],
+    },
 )

@@ -16,7 +16,7 @@ with warnings.catch_warnings():  # detectron2 still uses torch.jit.script, about
     warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
     import detectron2.modeling  # noqa: F401
 
-from . import datasets  # noqa: F401
+from . import datasets, model_zoo  # noqa: F401
 from .backbone import build_gn_resnet_backbone, build_gn_resnet_fpn_backbone  # noqa: F401
 from .config import add_gn_det_config, check_config, get_cfg  # noqa: F401
 from .errors import GNDetError  # noqa: F401

@@ -63,6 +63,11 @@ def config_dir() -> Path:
     return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
 
 
+def shipped_configs() -> dict[str, Path]:
+    """Name -> file of each shipped config, those in sub-folders among them."""
+    return {path.stem: path for path in sorted(config_dir().rglob("*.yaml"))}
+
+
 def find_config(name: str) -> Path:
     """The file of a config: a path, or the name of a shipped one (``mask_rcnn_R50_FPN_gn``).
 
@@ -72,10 +77,10 @@ def find_config(name: str) -> Path:
     path = Path(os.path.expanduser(name))
     if path.is_file():
         return path
-    shipped = config_dir() / f"{path.stem}.yaml"
-    if shipped.is_file() and path.parent.name in ("", "configs"):
+    known = shipped_configs()
+    shipped = known.get(path.stem)
+    if shipped and path.parent.name in ("", "configs", shipped.parent.name):
         return shipped
-    known = sorted(p.stem for p in config_dir().glob("*.yaml"))
     near = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the shipped ones lie in {config_dir()}."
     raise GNDetError(f"There is no config {name}; {hint}")

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from .config import config_dir, get_cfg, load_config
+from .config import get_cfg, load_config, shipped_configs
 from .errors import GNDetError
 from .metrics import METRICS, in_record
 from .model_zoo import published
@@ -66,8 +66,8 @@ def config_digest(cfg: CfgNode) -> str:
 
 def changed_keys(cfg: CfgNode) -> dict | None:
     """The keys whose values are not those of the shipped config of that name; None where it is not a shipped one."""
-    shipped = config_dir() / f"{cfg.MODEL.GN.CONFIG}.yaml"
-    if not cfg.MODEL.GN.CONFIG or not shipped.is_file():
+    shipped = shipped_configs().get(cfg.MODEL.GN.CONFIG)
+    if not shipped:
         return None
     there, here = (_flat(yaml.safe_load(c.dump())) for c in (load_config(str(shipped)), cfg))
     return {k: v for k, v in here.items() if v != there.get(k) and k not in _NOT_RECIPE}

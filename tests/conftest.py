@@ -2,7 +2,9 @@
 
 import runpy
 import sys
+import types
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
 from faulty_server import serve
 
+from gn_det import model_zoo
 from gn_det.config import load_config
 from gn_det.launch import run_tool
 from gn_det.trainer import build_checkpointer, build_model
@@ -100,6 +103,33 @@ def output_dir(tmp_path_factory) -> Path:
     build_checkpointer(cfg, model, cfg.DATASETS.TRAIN).save("model_final")
     (folder / "config.yaml").write_text(cfg.dump())
     return folder
+
+
+class Downloads(dict):
+    """URL -> its file, in the place of a network; and what was asked for."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder, self.asked = folder, []
+
+    def fetch(self, url: str, *, sha256: str = "", size: int = 0) -> Path:
+        self.asked.append((url, sha256, size))
+        return self[url]
+
+    def put(self, url: str, content: bytes) -> Path:
+        """Give a URL, or an entry of the zoo, a file. Returns its path."""
+        url = url if "://" in url else model_zoo.get_entry(url).urls[0]
+        self[url] = self.folder / unquote(url.rsplit("/", 1)[1])
+        self[url].write_bytes(content)
+        return self[url]
+
+
+@pytest.fixture
+def downloads(monkeypatch, tmp_path) -> Downloads:
+    """What gn_det.checkpoint.fetch gives, and no network."""
+    fake = Downloads(tmp_path)
+    monkeypatch.setitem(sys.modules, "gn_det.checkpoint.fetch", types.SimpleNamespace(fetch=fake.fetch))
+    return fake
 
 
 @pytest.fixture

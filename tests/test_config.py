@@ -9,11 +9,19 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from gn_det.config import add_gn_det_config, check_config, config_dir, find_config, get_cfg, load_config
+from gn_det.config import (
+    add_gn_det_config,
+    check_config,
+    config_dir,
+    find_config,
+    get_cfg,
+    load_config,
+    shipped_configs,
+)
 from gn_det.errors import GNDetError
 from gn_det.norm import NORM_KEYS
 
-SHIPPED = sorted(p.stem for p in config_dir().glob("*.yaml"))
+SHIPPED = shipped_configs()
 RUNNABLE = [name for name in SHIPPED if not name.startswith("Base-")]
 GN_FPN, GN_C4, FROZEN = "mask_rcnn_R50_FPN_gn", "mask_rcnn_R50_C4_gn", "mask_rcnn_R50_FPN_frozenbn"
 SCRATCH, QUICK = "mask_rcnn_R50_FPN_gn_scratch", "quickstart_R18_FPN_gn_scratch"
@@ -124,9 +132,9 @@ def test_our_parts_run_in_a_project_of_detectron2(kind, stock_cfg, write, batch,
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_configs_are_found_by_path_and_by_name(name, monkeypatch, tmp_path):
-    file = config_dir() / f"{name}.yaml"
+    file = SHIPPED[name]
     monkeypatch.chdir(tmp_path)
-    for way in (str(file), name, f"{name}.yaml", f"configs/{name}.yaml"):
+    for way in (str(file), name, f"{name}.yaml", f"configs/{name}.yaml", str(file.relative_to(config_dir().parent))):
         assert find_config(way).samefile(file)
         cfg = load_config(way)
         assert name == cfg.MODEL.GN.CONFIG
@@ -154,6 +162,11 @@ def test_a_runs_config_remembers_its_name(write):
 @pytest.mark.parametrize("name", ["mask_rcnn_R50_FPN_ng", "mask_rcnn_R50_FPN_gm.yaml", "configs/mask_rcnn_R50_FPN_gnn"])
 def test_unknown_name_names_the_nearest(name):
     assert refusal(load_config, name).startswith(f"There is no config {name}; did you mean {GN_FPN}")
+
+
+def test_those_in_sub_folders_are_among_the_near_ones():
+    near = "did you mean detectron2_mask_rcnn_R50_FPN_gn_3x"
+    assert near in refusal(load_config, "detectron2_mask_rcnn_R50_FPN_gn_3")
 
 
 @pytest.mark.parametrize("name", ["nothing/like/it.yaml", "configs", "zzz", "elsewhere/" + GN_FPN])

@@ -16,15 +16,19 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 import gn_det
-from gn_det.config import check_config, config_dir, load_config
+from gn_det.config import check_config, config_dir, load_config, shipped_configs
 from gn_det.model_zoo import published
 from gn_det.norm import is_norm
 from gn_det.solver import build_optimizer
 
-FILES = {path.stem: path for path in sorted(config_dir().glob("*.yaml"))}
-PAPER = [name for name in FILES if name.startswith("mask_rcnn_")]
-QUICK = [name for name in FILES if name.startswith("quickstart")]
+FILES = shipped_configs()
+TOP = [name for name, path in FILES.items() if path.parent == config_dir()]
+PAPER = [name for name in TOP if name.startswith("mask_rcnn_")]
+QUICK = [name for name in TOP if name.startswith("quickstart")]
 RUNNABLE = PAPER + QUICK
+ZOO = [
+    name for name in FILES if name not in TOP and not name.startswith("Base-")
+]  # more of them in test_zoo_configs.py
 ROWS = json.loads(Path(gn_det.__file__).with_name("published.json").read_text())["rows"]
 
 # The norms of backbone, FPN, box head and mask head; "" is none. A C4 model has no FPN, and conv5 for a box head.
@@ -52,7 +56,8 @@ NORMS = {
 
 def test_there_is_a_line_here_for_each():
     assert set(NORMS) == set(RUNNABLE)
-    assert all(name in RUNNABLE or name.startswith("Base-") for name in FILES)
+    assert all(name in RUNNABLE or name.startswith("Base-") for name in TOP)
+    assert len(FILES) == len(list(config_dir().rglob("*.yaml"))) and len(ZOO) > 20  # each name once
 
 
 # ---- the file
@@ -64,7 +69,7 @@ def comment(name: str) -> str:
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", RUNNABLE + ZOO)
 def test_leaf_is_short(name):
     lines = [line for line in FILES[name].read_text().splitlines() if line.split("#")[0].strip()]
     assert lines[0].startswith("_BASE_: ")
@@ -81,7 +86,7 @@ def flat(node: dict, prefix: str = "") -> dict:
 @pytest.mark.parametrize("name", [name for name in FILES if name not in ("Base-Detectron", *QUICK)])
 def test_leaf_says_only_what_differs_from_its_base(name):
     own = yaml.safe_load(FILES[name].read_text())
-    base = FILES[name].with_name(own.pop("_BASE_"))
+    base = FILES[name].parent / own.pop("_BASE_")
     there = flat(CfgNode.load_yaml_with_base(str(base)))
     assert own
     assert not [key for key, value in flat(own).items() if there.get(key) == value]

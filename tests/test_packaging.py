@@ -43,16 +43,15 @@ def test_wheel_has_the_configs_and_does_not_ask_for_detectron2(tmp_path):
         archive.extractall(tmp_path / "installed")
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
-    shipped = {path.name for path in (REPO / "configs").iterdir() if path.suffix == ".yaml"}
-    assert {
-        Path(name).name for name in names if name.startswith("gn_det/configs/") and name.endswith(".yaml")
-    } == shipped
+    shipped = {f"gn_det/{path.relative_to(REPO)}" for path in (REPO / "configs").rglob("*.yaml")}
+    assert {name for name in names if name.endswith(".yaml")} == shipped
     assert not any(name.startswith(("tests", "tools", "configs")) for name in names)
-    assert {"gn_det/report/report.html", "gn_det/report/report.css"} <= set(names)
+    assert {"gn_det/report/report.html", "gn_det/report/report.css", "gn_det/zoo.json"} <= set(names)
     assert "Requires-Dist: torch" in metadata and "detectron2" not in re.findall(
         "Requires-Dist: ([a-z0-9_]+)", metadata
     )
-    code = "import gn_det.config as c; print(c.__file__); print(c.load_config('mask_rcnn_R50_FPN_gn').MODEL.FPN.NORM)"
+    norm = "c.load_config('mmdet_mask_rcnn_R50_FPN_gn_3x').MODEL.FPN.NORM"
+    code = f"import gn_det.config as c; print(c.__file__); print({norm})"
     installed = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     done = python("-c", code, cwd=tmp_path, env=installed)
     assert done.stdout.split() == [str(tmp_path / "installed/gn_det/config.py"), "GN"], done.stderr

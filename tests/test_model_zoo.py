@@ -1,0 +1,228 @@
+"""The model zoo: each entry is what its file name, its config and its origin say; names, URLs and URIs lead to it."""
+
+import hashlib
+import re
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import torch
+from detectron2.utils.file_io import PathManager
+
+from gn_det import model_zoo
+from gn_det.config import check_config, load_config, shipped_configs
+from gn_det.errors import GNDetError
+
+NAMES = model_zoo.list()
+DETECTORS = [name for name in NAMES if model_zoo.get_entry(name).kind == "detector"]
+COCO_IMAGES = 117_266  # of train2017, with objects
+
+
+def file_name(url: str) -> str:
+    return unquote(urlsplit(url).path).rsplit("/", 1)[1]
+
+
+# ---- the data file
+
+
+def test_there_is_what_should_be():
+    count = dict.fromkeys(("Detectron", "timm", "detectron2", "mmdetection 2.x"), 0)
+    for name in NAMES:
+        count[model_zoo.get_entry(name).origin] += 1
+    # Detectron: 2 of ImageNet, 4 with GN, 3 with BN*. mmdetection: 6 with GN, 12 with GN + WS, 2 from scratch.
+    assert count == {"Detectron": 9, "timm": 1, "detectron2": 3, "mmdetection 2.x": 20}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_urls_are_https_and_lead_to_one_file_each(name):
+    entry = model_zoo.get_entry(name)
+    for url in (*entry.urls, *entry.detections.values()):
+        parts = urlsplit(url)
+        assert parts.scheme == "https" and parts.hostname and not (parts.query or parts.fragment or parts.port)
+        assert re.fullmatch(r"(/[\w.,=%-]+)+", parts.path) and ".." not in unquote(url)
+    assert entry.urls[0].endswith((".pkl", ".pth"))
+    assert all(url.endswith(".json") for url in entry.detections.values())
+
+
+def test_no_file_is_there_twice():
+    urls = [url for name in NAMES for url in model_zoo.get_entry(name).urls]
+    urls += [url for name in NAMES for url in model_zoo.get_entry(name).detections.values()]
+    assert len(set(urls)) == len(urls)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_digests_are_those_in_the_file_name(name):
+    """detectron2's are the first digits of the md5 (its MODEL_ZOO.md), mmdetection's and timm's those of the sha256."""
+    entry = model_zoo.get_entry(name)
+    found = re.search(r"[-_]([0-9a-f]{6,8})\.(?:pkl|pth)$", file_name(entry.urls[0]))
+    if entry.origin == "Detectron":
+        assert (entry.sha256, entry.md5, found) == ("", "", None)
+    elif entry.origin == "detectron2":
+        assert (entry.sha256, entry.md5) == ("", found[1]) and len(found[1]) == 6
+    else:
+        assert (entry.sha256, entry.md5) == (found[1], "") and len(found[1]) == 8
+    assert entry.size == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipe_is_the_configs(name):
+    entry = model_zoo.get_entry(name)
+    cfg = model_zoo.get_config(name)
+    check_config(cfg)
+    of_config = {
+        "pixel_mean": [*cfg.MODEL.PIXEL_MEAN],
+        "pixel_std": [*cfg.MODEL.PIXEL_STD],
+        "format": cfg.INPUT.FORMAT,
+        "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+        "groups": cfg.MODEL.GN.NUM_GROUPS if cfg.MODEL.RESNETS.NORM == "GN" else None,
+        "eps": cfg.MODEL.GN.EPS if cfg.MODEL.RESNETS.NORM == "GN" else None,
+        "weight_standardisation": cfg.MODEL.GN.WEIGHT_STANDARDIZATION,
+    }
+    assert entry.recipe == of_config
+    mean = entry.recipe["pixel_mean"]
+    assert (mean[0] < mean[2]) == (entry.recipe["format"] == "BGR")  # blue is the darkest on ImageNet
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_the_config_is_the_entrys_own(name):
+    entry = model_zoo.get_entry(name)
+    cfg = load_config(entry.config)
+    assert entry.config == name and cfg.DATASETS.TEST == ("coco_2017_val",)
+    text = shipped_configs()[name].read_text().splitlines()[0]
+    for kind in ("box", "mask") if entry.origin != "Detectron" else ():  # those have the paper's numbers
+        said = re.search(rf"{kind} AP (\d\d\.\d)", text)
+        assert (float(said[1]) if said else None) == entry.published[kind]
+    assert cfg.MODEL.MASK_ON == (entry.published["mask"] is not None) == ("mask_rcnn" in name)
+    epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / COCO_IMAGES
+    times = 2 if entry.schedule == "20-23-24e" else int(entry.schedule.removesuffix("x"))
+    assert epochs == pytest.approx(12 * times, rel=0.025)
+    assert name.endswith("_" + entry.schedule.replace("-", "_")) or entry.origin == "Detectron"
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_the_file_is_that_of_the_name(name):
+    """Depth, kind of model and schedule, as the origin spells them in its URL."""
+    entry, url = model_zoo.get_entry(name), model_zoo.get_entry(name).urls[0].lower()
+    kind, backbone = re.search(r"(faster|mask)_rcnn_([rx])(50|101)", name.lower()).group(1, 2)
+    depth = load_config(name).MODEL.RESNETS.DEPTH
+    assert f"{kind}_rcnn" in url and re.search(rf"_{backbone}[-_]?{depth}[-_]", url)
+    schedule = {"Detectron": f"_{entry.schedule}", "detectron2": f"_{entry.schedule}_gn"}.get(
+        entry.origin, "_" + entry.schedule.replace("-", "_") + "_coco"
+    )
+    assert schedule in url
+    assert ("frozenbn" in name) == ("_gn" not in url) and ("scratch" in name) == ("scratch" in url)
+    assert ("gn_ws" in name) == ("gn_ws-all" in url) and ("contrib" in name) == ("contrib" in url)
+
+
+def test_every_config_below_has_an_entry():
+    used = {model_zoo.get_entry(name).config for name in NAMES}
+    below = {n for n, path in shipped_configs().items() if path.parent.name in ("detectron2", "mmdetection", "timm")}
+    assert {name for name in below if not name.startswith("Base-")} <= used and len(below) > 20
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if model_zoo.get_entry(n).detections])
+def test_detections_are_of_the_same_run(name):
+    entry = model_zoo.get_entry(name)
+    run = entry.urls[0].partition("/output/")[0]
+    files = {"bbox": "bbox_coco_2014_minival_results.json", "segm": "segmentations_coco_2014_minival_results.json"}
+    for task, file in files.items():
+        assert entry.detections[task] == f"{run}/output/test/coco_2014_minival/generalized_rcnn/{file}"
+
+
+# ---- names
+
+
+def test_names_and_configs_need_no_network(downloads):
+    for name in NAMES:
+        cfg = model_zoo.get_config(name)
+        entry = model_zoo.get_entry(name)
+        assert f"gn_det://{name}" == cfg.MODEL.WEIGHTS and entry.config == cfg.MODEL.GN.CONFIG
+        assert not cfg.is_frozen()
+    assert downloads.asked == []
+
+
+def test_weights_are_fetched_with_what_is_known_of_them(downloads):
+    file = downloads.put("timm_R50_GN", b"x")
+    assert model_zoo.get_weights("timm_R50_GN") == file
+    assert downloads.asked == [(model_zoo.get_entry("timm_R50_GN").urls[0], "8fe6c4d0", 0)]
+
+
+def test_an_md5_is_held_against_the_file(downloads, monkeypatch):
+    name = "detectron2_mask_rcnn_R50_FPN_gn_3x"
+    downloads.put(name, b"another")
+    with pytest.raises(GNDetError, match=f"has the md5 .*, and the published {name} has dc5d9e: remove the file"):
+        model_zoo.get_weights(name)
+    digits = hashlib.md5(b"another").hexdigest()[:6]
+    entry = model_zoo.get_entry(name)
+    monkeypatch.setitem(model_zoo._entries(), name, type(entry)(**{**vars(entry), "md5": digits}))
+    assert model_zoo.get_weights(name).read_bytes() == b"another"
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_R50_FPN_gm", "../R50_GN", "", "R50_GN/../R50_GN", "zzz"])
+@pytest.mark.parametrize("call", ["get_entry", "get_config", "get_weights", "get"])
+def test_unknown_names_are_refused(name, call, downloads):
+    with pytest.raises(GNDetError, match=f"There is no '{name}' in the model zoo") as error:
+        getattr(model_zoo, call)(name)
+    assert ("did you mean 'mask_rcnn_R50_FPN_gn'?" in str(error.value)) == (name == "mask_rcnn_R50_FPN_gm")
+    with pytest.raises(GNDetError, match="There is no"):
+        PathManager.get_local_path(f"gn_det://{name}")
+    assert downloads.asked == []
+
+
+WAYS = {
+    "gn_det://mask_rcnn_R50_FPN_gn": "mask_rcnn_R50_FPN_gn",
+    "gn_det://R50_GN?matching_heuristics=True": "R50_GN",
+    "gn_det://nothing": None,
+    "catalog://ImageNetPretrained/FAIR/R-50-GN": "R50_GN",
+    "catalog://ImageNetPretrained/FAIR/R-101-GN": "R101_GN",
+    "catalog://ImageNetPretrained/MSRA/R-50": None,
+    "catalog://ImageNetPretrained/FAIR/nothing": None,
+    "catalog://nothing": None,
+    "catalog://Caffe2Detectron/COCO/48616381/e2e_mask_rcnn_R-50-FPN_2x_gn": "mask_rcnn_R50_FPN_gn",
+    "detectron2://Misc/mask_rcnn_R_50_FPN_3x_gn/138602888/model_final_dc5d9e.pkl": "detectron2_mask_rcnn_R50_FPN_gn_3x",
+    "detectron2://ImageNetPretrained/MSRA/R-50.pkl": None,
+    "/models/R-50-GN.pkl": "R50_GN",
+    "resnet50_gn_a1h2-8fe6c4d0.pth": "timm_R50_GN",
+    "output/mine/model_final.pth": None,
+    "model_final.pkl": None,  # which of seven?
+    "my-R-50-GN.pkl": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("weights", WAYS)
+def test_an_entry_is_known_by_what_names_it(weights):
+    found = model_zoo.entry_of(weights)
+    assert (found and found.name) == WAYS[weights]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_entry_is_known_by_its_url(name):
+    (url,) = model_zoo.get_entry(name).urls
+    host = urlsplit(url).netloc
+    ways = [url, unquote(url), url.replace("https://", "http://"), url + "?matching_heuristics=True"]
+    ways += [url.replace(host, "s3-us-west-2.amazonaws.com"), f"/cache/gn_det/{host}{urlsplit(url).path}"]
+    assert [model_zoo.entry_of(way).name for way in ways] == [name] * len(ways)
+
+
+def test_published_results_are_the_papers_or_else_those_of_the_weights():
+    assert model_zoo.published("mask_rcnn_R50_FPN_gn")["box"] == {"AP": 40.3, "AP50": 61.0, "AP75": 44.0}
+    row = model_zoo.published("mmdet_faster_rcnn_X101_FPN_gn_ws_1x")
+    assert row == {"source": "mmdetection configs/gn+ws/metafile.yml", "box": {"AP": 42.1}, "mask": None}
+    assert model_zoo.published("R50_GN") is None and model_zoo.published("timm_mask_rcnn_R50_FPN_gn") is None
+
+
+# ---- models
+
+
+def test_a_model_without_weights_needs_no_network(downloads):
+    model = model_zoo.get("mmdet_faster_rcnn_R50_FPN_gn_ws_1x", trained=False)
+    assert not model.training and not model.roi_heads.mask_on and downloads.asked == []
+    x = torch.zeros(1, 3, 64, 64, device=model.device)
+    assert set(model.backbone(x)) == {"p2", "p3", "p4", "p5", "p6"}
+
+
+def test_a_backbone_alone_predicts_nothing():
+    with pytest.raises(
+        GNDetError, match="R101_GN is a backbone alone, with which mask_rcnn_R101_FPN_gn predicts nothing"
+    ):
+        model_zoo.get("R101_GN")

@@ -1,0 +1,104 @@
+"""The configs of detectron2's and mmdetection's GN models: recipes as theirs, and models that train."""
+
+from pathlib import Path
+
+import detectron2
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as detectron2_get_cfg
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from gn_det.config import load_config, shipped_configs
+from gn_det.norm import GroupNorm, is_norm
+from gn_det.solver import build_optimizer
+from gn_det.weight_standardisation import WSConv2d
+
+MISC = Path(detectron2.__file__).parent / "model_zoo" / "configs" / "Misc"
+MMDET = [name for name in shipped_configs() if name.startswith("mmdet_")]
+DETECTRON2 = {
+    "detectron2_mask_rcnn_R50_FPN_gn_3x": "mask_rcnn_R_50_FPN_3x_gn",
+    "detectron2_mask_rcnn_R50_FPN_gn_scratch_3x": "scratch_mask_rcnn_R_50_FPN_3x_gn",
+    "detectron2_mask_rcnn_R50_FPN_gn_scratch_9x": "scratch_mask_rcnn_R_50_FPN_9x_gn",
+}
+
+
+def flat(node: CfgNode, prefix: str = "") -> dict:
+    found = {}
+    for key, value in node.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value}
+    return found
+
+
+@pytest.mark.skipif(not MISC.is_dir(), reason="detectron2 is installed without its configs")
+@pytest.mark.parametrize("name", DETECTRON2)
+def test_detectron2s_are_its_own_but_for_the_parts(name):
+    stock = detectron2_get_cfg()
+    stock.merge_from_file(str(MISC / f"{DETECTRON2[name]}.yaml"))
+    ours, theirs = flat(load_config(name)), flat(stock)
+    parts = {
+        "MODEL.BACKBONE.NAME": "build_gn_resnet_fpn_backbone",
+        "MODEL.ROI_BOX_HEAD.NAME": "FastRCNN4Conv1FCGNHead",
+        "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleGNHead",
+    }
+    for key, value in theirs.items():
+        assert ours[key] == parts.get(key, value), key
+
+
+@pytest.mark.parametrize("name", MMDET)
+def test_mmdetections_recipe(name):
+    """configs/_base_ of its version 2.x, and what its GN, GN + WS and scratch configs change."""
+    cfg = load_config(name)
+    model, solver = cfg.MODEL, cfg.SOLVER
+    scratch, faster = "scratch" in name, "faster" in name
+    for pooled in (model.ROI_BOX_HEAD, model.ROI_MASK_HEAD):
+        assert (pooled.POOLER_TYPE, pooled.POOLER_SAMPLING_RATIO) == ("ROIAlignV2", 0)  # aligned, sample_num 0
+    assert (model.RPN.SMOOTH_L1_BETA, model.ROI_BOX_HEAD.SMOOTH_L1_BETA) == (0, 0)  # L1Loss
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
+    assert ((32, 0.04) if scratch else (16, 0.02)) == (solver.IMS_PER_BATCH, solver.BASE_LR)
+    assert (1e-4, 0 if scratch else 1e-4) == (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM)
+    assert (solver.BIAS_LR_FACTOR, solver.WEIGHT_DECAY_BIAS) == (1, None)
+    assert (500, 0.1 if scratch else 0.001) == (solver.WARMUP_ITERS, solver.WARMUP_FACTOR)
+    epoch = 3665 if scratch else 7330  # 117,266 images
+    last = {"3x": (28, 34, 36), "6x": (65, 71, 73), "1x": (8, 11, 12), "24e": (20, 23, 24), "2x": (16, 22, 24)}
+    assert [*solver.STEPS, solver.MAX_ITER] == [epoch * n for n in last[name.rpartition("_")[2]]]
+    assert (0 if scratch else 2) == model.BACKBONE.FREEZE_AT and faster == (not model.MASK_ON)
+    assert ("gn_ws" in name) == model.GN.WEIGHT_STANDARDIZATION
+    resnext = (model.RESNETS.NUM_GROUPS, model.RESNETS.WIDTH_PER_GROUP) == (32, 4)
+    assert resnext == ("_X" in name) and f"{model.RESNETS.DEPTH}_FPN" in name
+    weights = {"contrib": "gn_thangvubk", "gn_ws": f"{model.RESNETS.DEPTH}{'_32x4d' * resnext}_gn_ws-", "scratch": ""}
+    start = next((text for word, text in weights.items() if word in name), f"FAIR/R-{model.RESNETS.DEPTH}-GN")
+    assert start in model.WEIGHTS and bool(model.WEIGHTS) != scratch
+    bgr = not any(word in name for word in weights)
+    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    pixels = ("BGR", mean[::-1], [1, 1, 1]) if bgr else ("RGB", mean, std)
+    assert pixels == (cfg.INPUT.FORMAT, model.PIXEL_MEAN, model.PIXEL_STD)
+
+
+# One of each model; of ResNet-101 test_zoo_handler.py builds all layers.
+STEPPED = {
+    "detectron2_mask_rcnn_R50_FPN_gn_scratch_9x": 0,
+    "mmdet_mask_rcnn_R50_FPN_gn_contrib_2x": 0,
+    "mmdet_mask_rcnn_X50_FPN_gn_ws_2x": 69,
+    "mmdet_faster_rcnn_R50_FPN_gn_ws_1x": 65,
+}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_one_training_step(name, tiny_cfg, batch):
+    """Forward, backward and an optimizer step, with weights at random and nothing frozen."""
+    cfg = tiny_cfg(name)
+    model = build_model(cfg).train()
+    assert sum(type(m) is WSConv2d for m in model.modules()) == STEPPED[name]
+    assert {type(m) for m in model.modules() if is_norm(m)} == {GroupNorm}
+    optimizer = build_optimizer(cfg, model)
+    before = {p: p.detach().clone() for p in model.parameters()}
+    with EventStorage():
+        losses = model(batch(2, 1))
+    assert ("loss_mask" in losses) == cfg.MODEL.MASK_ON and all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    built = [(n, p) for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not built
+    optimizer.step()
+    assert sum(not torch.equal(p, old) for p, old in before.items()) > 0.75 * len(before)
