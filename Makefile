@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint docs install clean
+.PHONY: demo test lint docs zoo install clean
 
 demo: install
 	@$(BIN)/python tools/train_net.py --config configs/quickstart_R18_FPN_gn_scratch.yaml SEED 1 \
@@ -21,6 +21,9 @@ lint: install
 
 docs: install
 	@$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+
+zoo: install
+	@$(BIN)/python tools/model_zoo.py table
 
 install: $(INSTALLED)
 
