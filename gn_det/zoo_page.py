@@ -13,9 +13,9 @@ from .records import read_record
 _HEAD = """# Model zoo
 
 <!-- Written by `make zoo` from gn_det/zoo.json and results/. -->
-GN detectors and backbones that others trained and published. `gn_det://NAME` stands for one wherever detectron2 takes a file;
-the first use fetches it. The link of a name is its config, which the weights fit completely and which has their origin's
-recipe. AP is on COCO val2017, in percent. **{evaluated} evaluated here.**
+GN detectors and backbones that others trained and published. `gn_det://NAME` stands for one wherever detectron2 takes a
+file; the first use fetches it. The link of a name is its config, which the weights fit completely and which has their
+origin's recipe. AP is on COCO val2017, in percent. **{evaluated} evaluated here.**
 
 [What to do with them, and where an evaluation differs from their origin's](docs/model_zoo.md).
 """

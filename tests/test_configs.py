@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.layers import Conv2d
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.layers.batch_norm import FrozenBatchNorm2d
-from detectron2.modeling import build_model
+from detectron2.modeling import build_anchor_generator, build_model
 from detectron2.modeling.backbone import FPN
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -163,6 +163,30 @@ def test_pretrained_models_start_from_weights_of_their_own_kind(name):
         assert pixels == ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
     else:
         assert pixels == ("BGR", [102.9801, 115.9465, 122.7717], [1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_anchors_are_where_detectrons_are(name):
+    """generate_anchors.py: in the middle of (0, 0, stride - 1, stride - 1); a box of its ends at x + w - 1."""
+    cfg = load_config(name)
+    strides = [16] if "C4" in name else [4, 8, 16, 32, 64]
+    features = [ShapeSpec(stride=stride) for stride in strides]
+    maps = [torch.zeros(1, 1, 2, 3) for _ in strides]
+    for anchors, stride in zip(build_anchor_generator(cfg, features)(maps), strides, strict=True):
+        x1, _, x2, _ = anchors.tensor[:3].unbind(1)  # the three ratios of the first size, or of the only one
+        middle = 0 + 0.5 * (stride - 1)
+        widths = x2 - x1
+        left, right = middle - 0.5 * (widths - 1), middle + 0.5 * (widths - 1) + 1
+        torch.testing.assert_close((x1, x2), (left, right))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_rois_are_pooled_as_in_detectron(name):
+    """Its FPN configs set ROI_XFORM_SAMPLING_RATIO 2, its C4 configs leave it at 0."""
+    model = load_config(name).MODEL
+    box, mask = model.ROI_BOX_HEAD, model.ROI_MASK_HEAD
+    assert ("ROIAlign", 0 if "C4" in name else 2) == (box.POOLER_TYPE, box.POOLER_SAMPLING_RATIO)
+    assert "C4" in name or (mask.POOLER_TYPE, mask.POOLER_SAMPLING_RATIO) == ("ROIAlign", 2)
 
 
 # ---- the numbers

@@ -54,6 +54,7 @@ def test_mmdetections_recipe(name):
     scratch, faster = "scratch" in name, "faster" in name
     for pooled in (model.ROI_BOX_HEAD, model.ROI_MASK_HEAD):
         assert (pooled.POOLER_TYPE, pooled.POOLER_SAMPLING_RATIO) == ("ROIAlignV2", 0)  # aligned, sample_num 0
+    assert model.ANCHOR_GENERATOR.OFFSET == 0  # center_offset
     assert (model.RPN.SMOOTH_L1_BETA, model.ROI_BOX_HEAD.SMOOTH_L1_BETA) == (0, 0)  # L1Loss
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
     assert ((32, 0.04) if scratch else (16, 0.02)) == (solver.IMS_PER_BATCH, solver.BASE_LR)
