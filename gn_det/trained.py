@@ -15,7 +15,7 @@ from . import model_zoo
 from .checkpoint import read_notes
 from .config import add_gn_det_config, check_config, load_config, parse_config
 from .errors import GNDetError
-from .weights import ZOO, Checkpointer, find_weights
+from .weights import Checkpointer, find_weights
 
 _WEIGHTS = (".pth", ".pkl", ".pyth", ".safetensors")
 
@@ -57,8 +57,8 @@ def _find(model: str | os.PathLike | CfgNode, weights: str | os.PathLike | None)
     """The config, or None where the weights hold it, and the weights."""
     if isinstance(model, CfgNode):
         cfg, file = model.clone(), weights or model.MODEL.WEIGHTS
-    elif (name := os.fspath(model).removeprefix(ZOO)) in model_zoo.list() and not weights:
-        cfg, file = model_zoo.get_config(name), ZOO + name
+    elif (name := os.fspath(model).removeprefix(model_zoo.URI)) in model_zoo.list() and not weights:
+        cfg, file = model_zoo.get_config(name), model_zoo.URI + name
     elif os.path.isdir(name := os.path.expanduser(model)):
         cfg, file = _config_in(name), _checkpoint_in(name, weights)
     elif "://" in name or name.endswith(_WEIGHTS):

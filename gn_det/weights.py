@@ -22,8 +22,6 @@ from .recipe import OF_ORIGIN, contradiction, recipe_of
 
 logger = logging.getLogger(__name__)
 
-ZOO = "gn_det://"
-
 
 def find_weights(name: str | os.PathLike) -> Path:
     """The file of ``MODEL.WEIGHTS``, fetched where it is not on this machine yet.
@@ -35,12 +33,12 @@ def find_weights(name: str | os.PathLike) -> Path:
         GNDetError: it is not there, cannot be fetched, or is not what was published under that name.
     """
     name = os.fspath(name).partition("?")[0]  # the rest is for detectron2's checkpointer
-    if name.startswith(ZOO):
-        return model_zoo.get_weights(name.removeprefix(ZOO))
+    if name.startswith(model_zoo.URI):
+        return model_zoo.get_weights(name.removeprefix(model_zoo.URI))
     url = _url(name)
     if url.startswith(("https://", "http://")):
         entry = model_zoo.entry_of(url)
-        return fetch(url, sha256=entry.sha256, size=entry.size) if entry else fetch(url)
+        return model_zoo.get_weights(entry.name) if entry and url in entry.urls else fetch(url)
     try:
         path = Path(PathManager.get_local_path(url) if "://" in url else url).expanduser()
     except Exception as error:  # of whatever handler it is
@@ -53,14 +51,14 @@ def find_weights(name: str | os.PathLike) -> Path:
 def check_name(name: str) -> None:
     """Raise GNDetError where weights of this name cannot be had, as far as it is seen without reading or fetching them."""
     name = name.partition("?")[0]
-    if name.startswith(ZOO):
-        model_zoo.entry_of(name)
+    if name.startswith(model_zoo.URI):
+        model_zoo.get_entry(name.removeprefix(model_zoo.URI))
     elif "://" not in name and not Path(name).expanduser().is_file():
         raise _not_there(name)
 
 
 def _not_there(name: str) -> GNDetError:
-    hint = f"; did you mean {ZOO}{name}?" if name in model_zoo.list() else "."
+    hint = f"; did you mean {model_zoo.URI}{name}?" if name in model_zoo.list() else "."
     return GNDetError(f"The weights {name} could not be read: there is no such file{hint}")
 
 

@@ -60,7 +60,7 @@ def test_bad_pth_is_one_sentence_and_the_next_load_works(tmp_path, content):
     (tmp_path / "bad.pth").write_bytes(content)
     torch.save({"model": {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}}, tmp_path / "good.pth")
     checkpointer = Checkpointer(layer)
-    with pytest.raises(GNDetError, match="could not be read"):
+    with pytest.raises(GNDetError, match="could not be read|was not read"):
         checkpointer.load(str(tmp_path / "bad.pth"))
     checkpointer.load(str(tmp_path / "good.pth"))
     assert torch.equal(layer.weight, torch.ones(1, 2))

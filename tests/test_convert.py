@@ -268,7 +268,7 @@ def test_the_report(tmp_path, run_cli):
     source = save_foreign(tmp_path / "a.pkl", detectron_training(detectron_blobs(scale=8)))
     _, out, _ = run_cli("convert_checkpoint.py", source, tmp_path / "b.pth", "--to", "detectron2")
     counts = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in out.splitlines() if row.startswith("|")}
-    parts = {"backbone": "159", "FPN": "24", "RPN": "6", "box head": "18", "mask head": "16"}
+    parts = {"backbone": "159", "FPN": "24", "RPN": "6", "box head": "14", "box predictor": "4", "mask head": "14"}
     assert {name: counts[name] for name in parts} == parts
     assert "a detector, in the names of Detectron: 223 tensors, 0.77 M numbers" in out
     assert "left out: 223 x momentum of the training (conv1_w_momentum, " in out

@@ -66,13 +66,15 @@ def test_a_path_is_itself(tmp_path):
         ),
     ],
 )
-def test_urls_and_detectron2s_names_are_fetched_and_verified(monkeypatch, name, url):
+def test_urls_and_detectron2s_names_are_fetched_and_verified_as_the_zoos(monkeypatch, name, url):
     """What the model zoo knows of a URL goes with it; detectron2's own download checks nothing."""
     asked = []
-    monkeypatch.setattr(weights, "fetch", lambda url, **known: asked.append((url, known)) or Path("file"))
-    monkeypatch.setattr(weights.model_zoo, "entry_of", lambda url: SimpleNamespace(sha256="12ab", size=7))
-    assert find_weights(name) == Path("file")
-    assert asked == [(url, {"sha256": "12ab", "size": 7})]
+    monkeypatch.setattr(weights, "fetch", lambda url: asked.append(url) or Path("file"))
+    monkeypatch.setattr(weights.model_zoo, "entry_of", lambda url: None)
+    assert find_weights(name) == Path("file") and asked == [url]
+    monkeypatch.setattr(weights.model_zoo, "entry_of", lambda url: SimpleNamespace(name="it", urls=(url,)))
+    monkeypatch.setattr(weights.model_zoo, "get_weights", lambda name: Path(name))
+    assert find_weights(name) == Path("it") and asked == [url]
 
 
 def test_names_of_the_zoo_are_the_zoos(monkeypatch):
