@@ -98,6 +98,21 @@ def get_config(name: str) -> CfgNode:
     return cfg
 
 
+def get_detector_config(name: str) -> CfgNode:
+    """:func:`get_config` of an entry that can predict.
+
+    Raises:
+        GNDetError: there is none of that name, or it is a backbone.
+    """
+    entry = get_entry(name)
+    if entry.kind == "backbone":
+        raise GNDetError(
+            f"{name} is a backbone alone, with which {entry.config} predicts nothing before it is trained: train it from "
+            f"MODEL.WEIGHTS {URI}{name}, or take a detector."
+        )
+    return get_config(name)
+
+
 def get_weights(name: str) -> Path:
     """The file of an entry as it was published, fetched once and held against what is known of it.
 
@@ -129,12 +144,7 @@ def get(name: str, trained: bool = True) -> nn.Module:
     """
     from .trained import choose_device, load_trained
 
-    entry, cfg = get_entry(name), get_config(name)
-    if trained and entry.kind == "backbone":
-        raise GNDetError(
-            f"{name} is a backbone alone, with which {entry.config} predicts nothing before it is trained: train it from "
-            f"MODEL.WEIGHTS {URI}{name}, or take a detector."
-        )
+    cfg = get_detector_config(name) if trained else get_config(name)
     cfg.MODEL.DEVICE = choose_device(None)
     return load_trained(cfg) if trained else build_model(cfg).eval()
 

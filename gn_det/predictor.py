@@ -45,7 +45,8 @@ class Predictor:
 
     Args:
         model: the ``OUTPUT_DIR`` of a run (``model_final.pth``, else its last checkpoint); a checkpoint that remembers its
-            config, as gn_det's do; or with ``weights`` a config: shipped name, path or ``CfgNode``.
+            config, as gn_det's do; ``gn_det://NAME`` of the model zoo; or with ``weights`` a config: shipped name, path or
+            ``CfgNode``.
         weights: a file, or a URI that detectron2 knows; of an ``OUTPUT_DIR`` also a name in it (``model_best.pth``).
         device: "cpu" or "cuda"; without it a GPU, where there is one.
         batch_size: images that go through the model together; more is faster on a GPU.

@@ -11,6 +11,7 @@ from detectron2.utils.file_io import PathManager
 from gn_det import model_zoo
 from gn_det.config import check_config, load_config, shipped_configs
 from gn_det.errors import GNDetError
+from gn_det.trained import find_trained
 
 NAMES = model_zoo.list()
 DETECTORS = [name for name in NAMES if model_zoo.get_entry(name).kind == "detector"]
@@ -222,7 +223,17 @@ def test_a_model_without_weights_needs_no_network(downloads):
 
 
 def test_a_backbone_alone_predicts_nothing():
-    with pytest.raises(
-        GNDetError, match="R101_GN is a backbone alone, with which mask_rcnn_R101_FPN_gn predicts nothing"
-    ):
-        model_zoo.get("R101_GN")
+    for ask in (lambda: model_zoo.get("R101_GN"), lambda: find_trained("gn_det://R101_GN")):
+        with pytest.raises(GNDetError, match="R101_GN is a backbone alone, with which mask_rcnn_R101_FPN_gn predicts"):
+            ask()
+
+
+def test_a_uri_is_all_that_the_predictor_needs(downloads):
+    cfg, names, ids = find_trained("gn_det://mmdet_mask_rcnn_X101_FPN_gn_ws_2x")
+    assert cfg.MODEL.WEIGHTS == "gn_det://mmdet_mask_rcnn_X101_FPN_gn_ws_2x" and cfg.MODEL.GN.WEIGHT_STANDARDIZATION
+    assert (len(names), names[0], ids[-1], cfg.MODEL.ROI_HEADS.NUM_CLASSES) == (80, "person", 90, 80)
+    assert downloads.asked == []
+    with pytest.raises(GNDetError, match="There is no 'zzz' in the model zoo"):
+        find_trained("gn_det://zzz")
+    with pytest.raises(GNDetError, match="are both weights"):
+        find_trained("gn_det://mask_rcnn_R50_FPN_gn", "other.pth")

@@ -16,7 +16,7 @@ def cli():
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images, videos, folders of these, glob patterns")
     parser.add_argument(
-        "--model", required=True, help="OUTPUT_DIR of a run, or a checkpoint (.pth) that remembers its config"
+        "--model", required=True, help="OUTPUT_DIR of a run, a checkpoint that remembers its config, or gn_det://NAME"
     )
     parser.add_argument("--config", help="path or shipped name, for a checkpoint that does not remember its config")
     parser.add_argument(
