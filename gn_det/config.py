@@ -201,7 +201,7 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
     _check_accepted(cfg)
     if cfg.MODEL.LOAD_PROPOSALS:
         raise GNDetError(
-            "MODEL.LOAD_PROPOSALS is True, but files of proposals are pickles, which detectron2 lets run code: set it to False."
+            "MODEL.LOAD_PROPOSALS is True, but files of proposals are pickles, which can run code: set it to False."
         )
     if not cfg.MODEL.WEIGHTS and not has_checkpoint:
         _check_scratch(cfg)

@@ -59,7 +59,11 @@ def config_digest(cfg: CfgNode) -> str:
     """sha256 of the whole config but for the keys that say where and on what it runs."""
     flat = {k: v for k, v in _flat(yaml.safe_load(cfg.dump())).items() if k not in _NOT_RECIPE}
     off = _flat({"TRAIN": yaml.safe_load(get_cfg().TRAIN.dump())})  # a switch that is off changes no recipe
-    off |= {"MODEL.GN.FROZENBN_FROM_SCRATCH": False, "MODEL.GN.ACCEPT_WEIGHTS": [], "MODEL.GN.WEIGHT_STANDARDIZATION": False}
+    off |= {
+        "MODEL.GN.FROZENBN_FROM_SCRATCH": False,
+        "MODEL.GN.ACCEPT_WEIGHTS": [],
+        "MODEL.GN.WEIGHT_STANDARDIZATION": False,
+    }
     flat = {k: v for k, v in flat.items() if k not in off or v != off[k]}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 

@@ -38,7 +38,7 @@ def find_trained(
     cfg, file = _find(model, weights)
     file = os.path.expanduser(file)
     file = _checkpoint_in(file) if os.path.isdir(file) else file
-    notes = read_notes(str(find_weights(file)))
+    notes = {} if file.startswith(model_zoo.URI) else read_notes(str(find_weights(file)))
     if cfg is None and "config" not in notes:
         raise GNDetError(
             f"{file} does not remember its config: name its config too, or in its place the OUTPUT_DIR of its run."
@@ -57,10 +57,13 @@ def _find(model: str | os.PathLike | CfgNode, weights: str | os.PathLike | None)
     """The config, or None where the weights hold it, and the weights."""
     if isinstance(model, CfgNode):
         cfg, file = model.clone(), weights or model.MODEL.WEIGHTS
-    elif (name := os.fspath(model).removeprefix(model_zoo.URI)) in model_zoo.list() and not weights:
-        cfg, file = model_zoo.get_config(name), model_zoo.URI + name
     elif os.path.isdir(name := os.path.expanduser(model)):
         cfg, file = _config_in(name), _checkpoint_in(name, weights)
+    elif name.startswith(model_zoo.URI) or (name in model_zoo.list() and not weights):
+        cfg = model_zoo.get_detector_config(name.removeprefix(model_zoo.URI))
+        file = cfg.MODEL.WEIGHTS
+        if weights:
+            raise GNDetError(f"{name} and {weights} are both weights: name one, or a config and weights.")
     elif "://" in name or name.endswith(_WEIGHTS):
         cfg, file = None, name
         if weights:

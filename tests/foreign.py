@@ -28,8 +28,8 @@ class Layer(NamedTuple):
 # ---- the network
 
 
-def resnet(depth: int, norm: str, scale: int = 1) -> Iterator[Layer]:
-    """The convolutions of a ResNet, of 1 / ``scale`` of the usual width."""
+def resnet(depth: int, norm: str, scale: int = 1, paths: int = 1) -> Iterator[Layer]:
+    """The convolutions of a ResNet, of 1 / ``scale`` of the usual width; with 32 paths of a ResNeXt, 32x4d."""
     stem = 64 // scale
     yield Layer("stem.conv1", (stem, 3, 7, 7), False, norm)
     inside = stem
@@ -39,15 +39,18 @@ def resnet(depth: int, norm: str, scale: int = 1) -> Iterator[Layer]:
             role = f"res{stage + 2}.{block}"
             if block == 0:
                 yield Layer(f"{role}.shortcut", (4 * width, inside, 1, 1), False, norm)
-            yield Layer(f"{role}.conv1", (width, inside, 1, 1), False, norm)
-            yield Layer(f"{role}.conv2", (width, width, 3, 3), False, norm)
-            yield Layer(f"{role}.conv3", (4 * width, width, 1, 1), False, norm)
+            middle = width if paths == 1 else 2 * width
+            yield Layer(f"{role}.conv1", (middle, inside, 1, 1), False, norm)
+            yield Layer(f"{role}.conv2", (middle, middle // paths, 3, 3), False, norm)
+            yield Layer(f"{role}.conv3", (4 * width, middle, 1, 1), False, norm)
             inside = 4 * width
 
 
-def detector(depth: int, fpn: bool, norm: str, head: str, classes: int, masks: bool, scale: int) -> Iterator[Layer]:
+def detector(
+    depth: int, fpn: bool, norm: str, head: str, classes: int, masks: bool, scale: int, paths: int = 1
+) -> Iterator[Layer]:
     """Faster or Mask R-CNN. GN is everywhere but in the RPN, every other norm in the backbone alone."""
-    yield from resnet(depth, norm, scale)
+    yield from resnet(depth, norm, scale, paths)
     dim, gn = 256 // scale, norm if norm == "gn" else ""
     rpn = dim if fpn else 1024 // scale
     anchors = RATIOS if fpn else RATIOS * SIZES
@@ -230,11 +233,11 @@ def _blob_layer(role: str, part: str, norm: str, depth: int, fpn: bool) -> str:
 
 def mmdet_state(
     version: int, depth: int = 50, norm: str = "gn", head: str = "4conv1fc", classes: int = 80, masks: bool = True,
-    scale: int = 1,
+    scale: int = 1, paths: int = 1,
 ) -> dict[str, Tensor]:  # fmt: skip
     """A detector with FPN: of 1.x with the background first, or of 2.x with it last and without boxes and masks."""
     state = {}
-    for role, parameter, value in tensors(detector(depth, True, norm, head, classes, masks, scale)):
+    for role, parameter, value in tensors(detector(depth, True, norm, head, classes, masks, scale, paths)):
         if version == 1 and role == "box.cls":
             value = torch.cat([value[-1:], value[:-1]])
         if version == 1 and role in ("box.reg", "mask.predictor"):

@@ -70,6 +70,7 @@ def test_add_gn_det_config_changes_no_key_that_is_there():
         "MODEL.GN.CHANNELS_PER_GROUP": -1,
         "MODEL.GN.FROZENBN_FROM_SCRATCH": False,
         "MODEL.GN.WEIGHT_STANDARDIZATION": False,
+        "MODEL.GN.ACCEPT_WEIGHTS": (),
         "MODEL.GN.EPS": 1e-5,
         "MODEL.GN.ZERO_INIT_RESIDUAL": False,
         "MODEL.GN.CONFIG": "",

@@ -29,7 +29,9 @@ def test_recipe_of_the_papers_model():
     }
     bn = recipe_of(config(BN))
     assert (bn["groups"], bn["eps"], bn["stride_in_1x1"]) == (None, None, True)
-    assert recipe_of(config(GN, "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64))["stride_in_1x1"] is None
+    assert (
+        recipe_of(config(GN, "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64))["stride_in_1x1"] is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from gn_det.train_net import main
 
 def cli():
     parser = argument_parser(__doc__)
-    parser.add_argument("--weights", metavar="FILE", help="MODEL.WEIGHTS: a path, a URL, or gn_det://NAME of the model zoo")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="MODEL.WEIGHTS: a path, a URL, or gn_det://NAME of the model zoo"
+    )
     args = parser.parse_args()
     if args.weights:
         args.opts += ["MODEL.WEIGHTS", args.weights]
