@@ -80,7 +80,6 @@ def test_mmdetections_recipe(name):
 # One of each model; of ResNet-101 test_zoo_handler.py builds all layers.
 STEPPED = {
     "detectron2_mask_rcnn_R50_FPN_gn_scratch_9x": 0,
-    "mmdet_mask_rcnn_R50_FPN_gn_contrib_2x": 0,
     "mmdet_mask_rcnn_X50_FPN_gn_ws_2x": 69,
     "mmdet_faster_rcnn_R50_FPN_gn_ws_1x": 65,
 }
