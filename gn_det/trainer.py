@@ -4,6 +4,7 @@ import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -76,8 +77,10 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._ema = EMA(model, cfg.TRAIN.EMA.DECAY) if cfg.TRAIN.EMA.ENABLED else None
         # "model" in a checkpoint is what is evaluated. What is trained stands beside it where that is another.
-        evaluated, state = (self._ema.averaged, {"raw_model": model}) if self._ema else (model, {})
-        self.checkpointer = build_checkpointer(cfg, evaluated, cfg.DATASETS.TRAIN, trainer=weakref.proxy(self), **state)
+        evaluated: nn.Module = self._ema.averaged if self._ema else model
+        state: dict[str, Any] = {"raw_model": model} if self._ema else {}
+        state |= {"trainer": weakref.proxy(self)}
+        self.checkpointer = build_checkpointer(cfg, evaluated, cfg.DATASETS.TRAIN, stateful=state)
         devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
         self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, loader, optimizer)
@@ -221,14 +224,14 @@ def _norms(model: nn.Module) -> str:
 
 
 def build_checkpointer(
-    cfg: CfgNode, model: nn.Module, datasets: Sequence[str], trains: bool = True, **stateful
+    cfg: CfgNode, model: nn.Module, datasets: Sequence[str], trains: bool = True, stateful: dict[str, Any] | None = None
 ) -> Checkpointer:
     """A checkpointer for ``OUTPUT_DIR`` that remembers the config, and the classes of the first of the data sets."""
     metadata = MetadataCatalog.get(datasets[0])
     ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
     classes = ClassNames(metadata.get("thing_classes", []), sorted(ids, key=ids.get))
-    stateful |= {"classes": classes, "config": ConfigText(cfg)}
-    return Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, trains=trains, **stateful)
+    kept = {"classes": classes, "config": ConfigText(cfg)} | (stateful or {})
+    return Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, trains=trains, **kept)
 
 
 def _say_classes(theirs: object, ours: list[str]) -> None:

@@ -15,7 +15,7 @@ from . import model_zoo
 from .checkpoint.convert import Converted, convert, place
 from .checkpoint.fetch import fetch
 from .checkpoint.fit import RANDOM, Fit, Problem, compare, find_problem, not_finite, report
-from .checkpoint.load import read_file, unreadable
+from .checkpoint.load import notes_in, read_file, unreadable
 from .config import parse_config
 from .errors import GNDetError
 from .recipe import OF_ORIGIN, contradiction, recipe_of
@@ -158,19 +158,18 @@ class Checkpointer(DetectionCheckpointer):
         return Problem("recipe", clause) if clause else None
 
     def _recipe(self, checkpoint: dict, converted: Converted | None) -> dict:
-        """What is known of how the weights were trained: from the model zoo, a checkpoint's own config, or their names."""
+        """How the weights were trained, as far as it is known: by their own config or notes, the zoo, or their names."""
+        if text := notes_in(checkpoint).get("config"):
+            try:
+                return recipe_of(parse_config(text, f"The config in {self._named}"))
+            except GNDetError as error:  # of another version
+                logger.warning(f"How the weights were trained is not compared with the config: {error}")
+        if isinstance(noted := checkpoint.get("recipe"), dict):
+            return noted
         if entry := model_zoo.entry_of(self._named):
             return entry.recipe
-        if converted:
-            return OF_ORIGIN.get(converted.origin, {})
-        try:
-            config = checkpoint["config"]["yaml"]
-            return recipe_of(parse_config(config, f"The config in {self._named}"))
-        except (KeyError, TypeError):
-            return {}
-        except GNDetError as error:  # of another version
-            logger.warning(f"How the weights were trained is not compared with the config: {error}")
-            return {}
+        origin = converted.origin if converted else ""
+        return dict(OF_ORIGIN.get(origin, {}))
 
     def _refusal(self, problem: Problem) -> str:
         model = self._cfg.MODEL.GN.CONFIG if self._cfg and self._cfg.MODEL.GN.CONFIG else type(self.model).__name__

@@ -10,10 +10,10 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from gn_det import GNDetError, shapes
-from gn_det.checkpoint import Checkpointer
 from gn_det.config import load_config
 from gn_det.datasets import register_coco_json
 from gn_det.hooks import BestCheckpoint, evaluations_without_gain, measured_now, show_predictions
+from gn_det.weights import Checkpointer
 
 
 @pytest.mark.parametrize(

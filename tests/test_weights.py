@@ -153,11 +153,12 @@ def test_weights_that_are_not_finite_are_refused_whatever_is_accepted(value, con
         load(config("MODEL.GN.ACCEPT_WEIGHTS", ("partial", "norm")), save(tmp_path / "x.pth", spoilt))
 
 
-def test_what_the_zoo_knows_of_weights_goes_before_what_their_names_tell(monkeypatch, config, output_dir):
-    recipe = {"format": "RGB"}
-    monkeypatch.setattr(weights.model_zoo, "entry_of", lambda name: SimpleNamespace(recipe=recipe))
+def test_the_recipe_is_the_files_own_before_it_is_the_zoos(monkeypatch, config, output_dir, trained, tmp_path):
+    monkeypatch.setattr(weights.model_zoo, "entry_of", lambda name: SimpleNamespace(recipe={"format": "RGB"}))
     with pytest.raises(GNDetError, match="images in RGB, and the config has BGR: set INPUT.FORMAT"):
-        load(config(), output_dir / "model_final.pth")
+        load(config(), save(tmp_path / "bare.pth", trained["model"]))
+    load(config(), output_dir / "model_final.pth")
+    load(config(), save(tmp_path / "noted.pth", trained["model"], recipe={"format": "BGR"}))
 
 
 def test_a_config_of_another_version_in_a_checkpoint_is_said(config, trained, tmp_path, caplog):

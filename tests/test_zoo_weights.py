@@ -6,10 +6,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from foreign import (
+    detectron2_state,
     detectron_blobs,
     detectron_imagenet,
     detectron_training,
-    detectron2_state,
     mmdet_state,
     timm_resnet50_gn,
 )

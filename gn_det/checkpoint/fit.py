@@ -87,8 +87,8 @@ def report(fit: Fit) -> str:
     columns = {"loaded": fit.matched, "missing": fit.missing, "unexpected": fit.unexpected, "other shape": fit.reshaped}
     counts = {title: Counter(map(part_of, names)) for title, names in columns.items()}
     parts = dict.fromkeys(part for count in counts.values() for part in count)
-    rows = [{"part": part} | {title: count[part] or "" for title, count in counts.items()} for part in parts]
-    return tabulate(rows, "keys", tablefmt="github")
+    rows = [[part, *(count[part] or "" for count in counts.values())] for part in parts]
+    return tabulate(rows, ["part", *counts], tablefmt="github")
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
