@@ -1,0 +1,191 @@
+"""Checks of the Triton kernels in Triton's interpreter, which has to be on before Triton is imported.
+
+So test_triton_kernels.py runs pytest on this file in a process of its own. Sizes are tiny: a program takes milliseconds.
+"""
+
+import copy
+import os
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from torch.autograd.graph import saved_tensors_hooks
+
+from gn_det.ops import fused, group_norm, select, tiling
+from gn_det.ops.blocks import fuse
+from gn_det.ops.triton_pieces import sample
+
+assert os.environ["TRITON_INTERPRET"] == "1" and os.environ[select.ENVIRONMENT] == "triton"
+
+# (N, C, *), groups, memory format, with a residual, activation
+CASES = [
+    ((1, 96, 5, 7), 32, "last", True, "relu"),  # 3 channels a group
+    ((1, 24, 2, 3), 8, "first", False, "relu"),
+    ((1, 48, 3, 9), 3, "last", False, "relu"),  # 16
+    ((1, 48, 3, 9), 3, "first", True, None),
+    ((2, 40, 4, 4), 8, "crop", True, "relu"),  # 5
+    ((2, 12, 6, 5), 1, "last", True, "relu"),
+    ((1, 20, 1, 70), 4, "first", False, None),
+    ((2, 6, 6, 5), 6, "last", False, None),
+    ((2, 6, 6, 5), 6, "first", True, "relu"),
+    ((5, 24, 1, 1), 4, "first", True, "relu"),
+    ((2, 24), 6, "first", False, "relu"),
+    ((2, 6, 2, 3, 5), 3, "last", False, "relu"),
+    ((1, 20, 37, 1), 4, "last", True, None),
+    ((0, 8, 7, 7), 4, "last", True, "relu"),
+]
+
+
+@pytest.fixture(params=["whole", "split"])
+def passes(request, monkeypatch):
+    """One pass, or several with chunks of several tiles and a last one that is not full, as on a GPU of 1 multiprocessor."""
+    if request.param == "split":
+        for name, value in (("HELD", 0), ("LANES", 128), ("FILL", 8), ("WAVES", 1)):
+            monkeypatch.setattr(tiling, name, value)
+        monkeypatch.setattr(fused, "_processors", lambda device: 1)
+    for cached in (tiling.whole, tiling.split):
+        cached.cache_clear()
+    yield request.param
+    for cached in (tiling.whole, tiling.split):
+        cached.cache_clear()
+
+
+def make(shape, layout: str, with_residual: bool, dtype=torch.float32) -> list[torch.Tensor | None]:
+    """x, weight, bias, residual."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(len(shape), torch.contiguous_format)
+    x = torch.randn(shape) * 2 + 1
+    if layout == "last":
+        x = x.contiguous(memory_format=last)
+    elif layout == "crop":
+        x = torch.randn(*shape[:2], *(size + 2 for size in shape[2:])).contiguous(memory_format=last)[:, :, 1:-1, 1:-1]
+    residual = torch.randn(shape).to(dtype) if with_residual else None
+    values = [x.to(dtype), torch.randn(shape[1]), torch.randn(shape[1]), residual]
+    return [None if value is None else value.requires_grad_() for value in values]
+
+
+def with_gradients(x, weight, bias, residual, groups, activation, dy) -> list[torch.Tensor]:
+    y = group_norm(x, groups, weight, bias, 1e-5, residual, activation)
+    inputs = [t for t in (x, weight, bias, residual) if t is not None]
+    return [y.detach(), *torch.autograd.grad(y, inputs, dy.to(y.dtype))]
+
+
+def exact(values, groups, activation, dy) -> list[torch.Tensor]:
+    """In float64, for which PyTorch's operations run."""
+    wide = [None if t is None else t.detach().double().requires_grad_() for t in values]
+    return with_gradients(*wide, groups, activation, dy)
+
+
+@pytest.mark.parametrize(("shape", "groups", "layout", "with_residual", "activation"), CASES)
+def test_forward_and_backward(passes, shape, groups, layout, with_residual, activation):
+    values = make(shape, layout, with_residual)
+    dy = torch.randn(shape)
+    got = with_gradients(*values, groups, activation, dy)
+    for a, b in zip(got, exact(values, groups, activation, dy), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+    last = layout != "first" and values[0].dim() == 4
+    assert (
+        got[0].is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format) or layout == "last"
+    )
+
+
+def test_several_tiles_and_chunks_are_tested(passes):
+    for sizes in (tiling.Sizes(1, 96, 35, 32, True, 4), tiling.Sizes(1, 20, 70, 4, False, 4)):
+        if passes == "split":
+            split = tiling.split(sizes, 1)
+            assert tiling.whole(sizes, 1) is None and split.tiles > 1 and split.chunks > 1
+            assert sizes.pixels % (split.tiles * split.pixels)
+        else:
+            assert tiling.whole(sizes, 2) is not None
+
+
+@pytest.mark.parametrize(("dtype", "with_residual"), [(torch.bfloat16, True), (torch.float16, False)])
+def test_half_types(passes, dtype, with_residual):
+    """As near to float64 as the same in float32, rounded to the type."""
+    values = make((2, 16, 4, 5), "last", with_residual, dtype)
+    dy = torch.randn(2, 16, 4, 5).to(dtype)
+    got = with_gradients(*values, 4, "relu", dy)
+    assert got[0].dtype == got[1].dtype == dtype
+    for a, b in zip(got, exact(values, 4, "relu", dy), strict=True):
+        torch.testing.assert_close(a.double(), b.to(a.dtype).double(), rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+def test_a_large_mean_does_not_cancel(passes):
+    _, weight, bias, _ = make((1, 4, 8, 12), "last", False)
+    x = 1000 + torch.randn(1, 4, 8, 12)
+    y = group_norm(x, 2, weight, bias)
+    want = group_norm(x.double(), 2, weight.double(), bias.double())
+    torch.testing.assert_close(y.double(), want, rtol=0, atol=3e-4)  # 1000 is known to 6e-5 in float32
+
+
+def test_without_scale_and_shift(passes):
+    x, _, bias, residual = make((2, 8, 3, 5), "last", True)
+    dy = torch.randn(2, 8, 3, 5)
+    for values in ((x, None, None, residual), (x, None, bias, None)):
+        got = with_gradients(*values, 4, "relu", dy)
+        for a, b in zip(got, exact(values, 4, "relu", dy), strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wanted", ["x", "residual bias"])
+def test_only_some_gradients(passes, wanted):
+    values = make((2, 8, 3, 5), "last", True)
+    dy = torch.randn(2, 8, 3, 5)
+    all_of_them = with_gradients(*values, 4, "relu", dy)[1:]
+    names = ("x", "weight", "bias", "residual")
+    for name, value in zip(names, values, strict=True):
+        value.requires_grad_(name in wanted.split())
+    group_norm(*values[:1], 4, *values[1:3], 1e-5, values[3], "relu").backward(dy)
+    for name, value, gradient in zip(names, values, all_of_them, strict=True):
+        assert (value.grad is not None) == (name in wanted.split())
+        assert value.grad is None or torch.equal(value.grad, gradient)
+
+
+def test_what_is_no_number_stays_so(passes):
+    x = torch.randn(2, 8, 3, 5)
+    x[0, 0, 0, 0] = float("nan")
+    y = group_norm(x, 4, activation="relu")
+    assert y[0, :2].isnan().all() and y[0, 2:].isfinite().all() and y[1].isfinite().all()
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_little_is_kept_for_backward(with_residual):
+    """The mask of a ReLU alone is computed from x again, so that y is not kept, and is y's sign after a residual."""
+    x, weight, bias, residual = make((2, 8, 3, 5), "last", with_residual, torch.bfloat16)
+    kept = []
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = group_norm(x, 4, weight, bias, residual=residual, activation="relu")
+    maps = 2 if with_residual else 1
+    affine = 1 if with_residual else 2
+    assert (
+        sorted(t.numel() * t.element_size() for t in kept)
+        == [2 * 4 * 4] * 2 + [8 * 4] * affine + [x.numel() * 2] * maps
+    )
+    pointers = {t.data_ptr() for t in kept if t.dim() == 4}
+    assert pointers == ({x.data_ptr(), y.data_ptr()} if with_residual else {x.data_ptr()})
+
+
+def test_a_fused_block(passes):
+    block = BottleneckBlock(4, 16, bottleneck_channels=8, norm=lambda channels: torch.nn.GroupNorm(4, channels))
+    fused_block = copy.deepcopy(block)
+    assert fuse(fused_block) == 4
+    x = torch.randn(1, 4, 3, 5).contiguous(memory_format=torch.channels_last)
+    results = []
+    for module in (block, fused_block):
+        y = module(x)
+        dy = torch.linspace(-1, 2, y.numel()).view_as(y)
+        results.append([y, *torch.autograd.grad(y, list(module.parameters()), dy)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@triton.jit
+def _start_of(n_pointer, out, channels, pixels):
+    tl.store(out, sample(tl.load(n_pointer), channels, pixels))
+
+
+def test_samples_beyond_2_to_the_31_are_reached():
+    out = torch.zeros(1, dtype=torch.int64)
+    _start_of[(1,)](torch.tensor([3], dtype=torch.int32), out, 2**11, 2**20)
+    assert out.item() == 3 * 2**31
