@@ -244,4 +244,4 @@ def test_hooks_stay():
     for name in ("conv1", "conv3.norm", "shortcut"):
         fused.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
     fused(x)
-    assert seen == ["shortcut", "conv1", "conv3.norm"]
+    assert seen == ["conv1", "shortcut", "conv3.norm"]

@@ -19,6 +19,12 @@ from gn_det.ops.triton_pieces import sample
 
 assert os.environ["TRITON_INTERPRET"] == "1" and os.environ[select.ENVIRONMENT] == "triton"
 
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 # (N, C, *), groups, memory format, with a residual, activation
 CASES = [
     ((1, 96, 5, 7), 32, "last", True, "relu"),  # 3 channels a group
@@ -116,7 +122,7 @@ def test_a_large_mean_does_not_cancel(passes):
     x = 1000 + torch.randn(1, 4, 8, 12)
     y = group_norm(x, 2, weight, bias)
     want = group_norm(x.double(), 2, weight.double(), bias.double())
-    torch.testing.assert_close(y.double(), want, rtol=0, atol=3e-4)  # 1000 is known to 6e-5 in float32
+    torch.testing.assert_close(y.double(), want, rtol=0, atol=2e-4)  # 1000 is known to 3e-5 in float32
 
 
 def test_without_scale_and_shift(passes):

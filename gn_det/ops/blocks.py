@@ -42,8 +42,8 @@ class FusedBasicBlock(BasicBlock):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C', H / stride, W / stride)."""
-        shortcut = x if self.shortcut is None else self.shortcut(x)
-        return self.conv2(self.conv1(x), shortcut)
+        out = self.conv1(x)
+        return self.conv2(out, x if self.shortcut is None else self.shortcut(x))
 
 
 class FusedBottleneckBlock(BottleneckBlock):
@@ -51,8 +51,8 @@ class FusedBottleneckBlock(BottleneckBlock):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C', H / stride, W / stride)."""
-        shortcut = x if self.shortcut is None else self.shortcut(x)
-        return self.conv3(self.conv2(self.conv1(x)), shortcut)
+        out = self.conv2(self.conv1(x))
+        return self.conv3(out, x if self.shortcut is None else self.shortcut(x))
 
 
 # A block -> what it becomes, and its convolutions, each followed by a ReLU. The last one of two or more adds the shortcut.

@@ -31,13 +31,13 @@ def group_norm(
     Under autocast x is taken as it is, unlike by ``torch.nn.functional.group_norm``, which makes it float32 on CUDA.
 
     Args:
-        x: (N, C, *), float32, bfloat16, float16 or float64; contiguous or channels_last (else it is copied). N may be 0.
+        x: ``(N, C, *)``, float32, bfloat16, float16 or float64; contiguous or channels_last (else it is copied). N may be 0.
         weight, bias: (C,), of any of these dtypes.
         residual: of x's shape.
         activation: None or "relu".
 
     Returns:
-        (N, C, *) in x's dtype and memory format. It can be differentiated once.
+        ``(N, C, *)`` in x's dtype and memory format. It can be differentiated once.
 
     Raises:
         ValueError: the arguments do not fit together, which is a mistake in the calling code, as for ``nn.GroupNorm``.

@@ -6,6 +6,7 @@ twice, by as many programs as fill the GPU (``triton_split.py``).
 
 import contextlib
 import functools
+from collections.abc import Sequence
 
 import torch
 
@@ -59,7 +60,7 @@ def backward(
     bias: torch.Tensor | None,
     groups: int,
     relu: bool,
-    needs: tuple[bool, bool, bool, bool],
+    needs: Sequence[bool],
 ) -> tuple[torch.Tensor | None, ...]:
     """As :func:`gn_det.ops.native.backward`."""
     sizes = _sizes(x, groups)
@@ -115,6 +116,7 @@ def _dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
+@functools.lru_cache(maxsize=4096)
 def _constants(tile: Whole | Split, sizes: Sizes, tensors: int) -> dict:
     """What a kernel is compiled for, when it holds ``tensors`` of x's size."""
     if isinstance(tile, Split):

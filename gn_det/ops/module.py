@@ -22,7 +22,7 @@ class FusedGroupNorm(nn.GroupNorm):
         self.activation = activation
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """(N, C, *) -> the same, in x's dtype and memory format; N may be 0. See :func:`gn_det.ops.group_norm`."""
+        """``(N, C, *)`` -> the same, in x's dtype and memory format; N may be 0. See :func:`gn_det.ops.group_norm`."""
         if torch.jit.is_scripting():
             y = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
             if residual is not None:

@@ -3,6 +3,8 @@
 Its functions and those of ``fused.py`` are called alike, and what the forward of one keeps the backward of the other takes.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 # The ReLU's mask is read from the output, which the next layer keeps anyway: to compute it again costs as much as the norm.
@@ -38,7 +40,7 @@ def backward(
     bias: torch.Tensor | None,
     groups: int,
     relu: bool,
-    needs: tuple[bool, bool, bool, bool],
+    needs: Sequence[bool],
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of x, residual, weight and bias, each None where ``needs`` says so.
 
@@ -64,10 +66,9 @@ def _input(x: torch.Tensor) -> torch.Tensor:
 
 
 def _affine(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None):
-    """Scale and shift in float32. Without them, the statistics of a half x would be kept in half."""
+    """Scale and shift in float32. Without a scale, the statistics of a half x would be kept in half."""
     if x.dtype in _HALF:
         weight = x.new_ones(x.shape[1]) if weight is None else weight
-        bias = x.new_zeros(x.shape[1]) if bias is None else bias
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     return tuple(None if tensor is None else tensor.to(wide) for tensor in (weight, bias))
 

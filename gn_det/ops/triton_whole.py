@@ -54,8 +54,11 @@ def forward(
     size = (channels // groups * pixels).to(tl.float32)
 
     centred = read(x, start, places, keep)
-    mean = _group_sums(tl.sum(centred, 0), GROUPS, WIDTH) / size
-    centred = tl.where(keep, centred - _spread(mean, GROUPS, WIDTH), 0.0)
+    mean = tl.zeros((GROUPS,), tl.float32)
+    for _ in tl.static_range(2):  # again, as the sum of large values is rounded
+        step = _group_sums(tl.sum(centred, 0), GROUPS, WIDTH) / size
+        centred = tl.where(keep, centred - _spread(step, GROUPS, WIDTH), 0.0)
+        mean += step
     rstd = 1 / tl.sqrt(_group_sums(tl.sum(centred * centred, 0), GROUPS, WIDTH) / size + eps)
     group = first + tl.arange(0, GROUPS)
     tl.store(means + n * groups + group, mean, group < groups)
