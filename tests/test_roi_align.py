@@ -1,0 +1,76 @@
+"""RoIAlign by rows against torchvision's."""
+
+import pytest
+import torch
+from detectron2.layers import ROIAlign
+from detectron2.modeling import build_model
+from torch import nn
+from torchvision.ops import roi_align
+
+from gn_det.roi_align import RowROIAlign, roi_align_rows, use_row_roi_align
+
+
+def boxes(number: int, images: int, height: int, width: int) -> torch.Tensor:
+    """Inside, over each edge, outside, of no size and turned round."""
+    corner = torch.rand(number, 2) * torch.tensor([width * 1.4, height * 1.4]) - 0.2 * torch.tensor([width, height])
+    size = torch.rand(number, 2) * torch.tensor([width, height]) * 0.7
+    size[::7] = 0
+    size[1::7] *= -1
+    index = torch.randint(images, (number, 1)).float()
+    return torch.cat([index, corner, corner + size], dim=1)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("samples", [1, 2, 3])
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (3, 5)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_equals_torchvisions(aligned, samples, size, layout):
+    x = torch.randn(2, 8, 25, 38).to(memory_format=layout)
+    rois = boxes(60, 2, 100, 152)
+    ours = roi_align_rows(x, rois, size, 0.25, samples, aligned)
+    torch.testing.assert_close(ours, roi_align(x, rois, size, 0.25, samples, aligned), rtol=1e-5, atol=1e-5)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_large_maps_lose_nothing():
+    """Coordinates of some hundreds leave few digits for the weights: torchvision's order of operations is kept."""
+    x = torch.randn(1, 4, 200, 304)
+    rois = boxes(300, 1, 800, 1216)
+    expected = roi_align(x, rois, 7, 0.25, 2, False)
+    torch.testing.assert_close(roi_align_rows(x, rois, (7, 7), 0.25, 2, False), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (1, 3, 1, 9), (1, 3, 2, 2)])
+def test_small_maps(shape):
+    x, rois = torch.randn(shape), boxes(20, 1, 4 * shape[2], 4 * shape[3])
+    torch.testing.assert_close(roi_align_rows(x, rois, (2, 2), 0.25, 2, True), roi_align(x, rois, 2, 0.25, 2, True))
+
+
+def test_bfloat16_keeps_its_dtype():
+    x, rois = torch.randn(1, 8, 20, 20), boxes(30, 1, 80, 80)
+    ours = roi_align_rows(x.bfloat16(), rois, (7, 7), 0.25, 2, False)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.float(), roi_align(x, rois, 7, 0.25, 2, False), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+@pytest.mark.parametrize("number", [0, 5])
+def test_the_module_takes_what_it_can_and_leaves_the_rest(samples, number):
+    model = nn.Sequential(ROIAlign(7, 0.25, samples, aligned=True))
+    x, rois = torch.randn(1, 8, 20, 20, requires_grad=True), boxes(number, 1, 80, 80)
+    expected = model[0](x, rois)
+    assert use_row_roi_align(model) == 1 and use_row_roi_align(model) == 0
+    assert isinstance(model[0], ROIAlign) and type(model[0]) is RowROIAlign
+    trained = model[0](x, rois)
+    assert trained.requires_grad and torch.equal(trained, expected)
+    with torch.no_grad():
+        used = model[0](x, rois)
+    torch.testing.assert_close(used, expected, rtol=1e-5, atol=1e-5)
+    assert used.is_contiguous(memory_format=torch.channels_last) == (samples > 0 and number > 0) or not number
+
+
+def test_a_model_has_one_a_level(tiny_cfg):
+    model = build_model(tiny_cfg("quickstart_R18_FPN_gn_scratch"))
+    keys = list(model.state_dict())
+    assert use_row_roi_align(model) == 8  # four levels for boxes, and four for masks
+    assert list(model.state_dict()) == keys
