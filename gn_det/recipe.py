@@ -6,7 +6,7 @@ from .norm import NORM_KEYS, PER_SAMPLE, get_key
 
 # Of files that are known by their names for tensors alone. Caffe2's files have the stride where detectron2's configs for
 # them have it: on the 3x3 with GN, on the 1x1 with BN*, so that is left open here.
-OF_ORIGIN = {
+OF_ORIGIN: dict[str, dict] = {
     "Detectron": {"format": "BGR", "pixel_mean": [102.9801, 115.9465, 122.7717], "pixel_std": [1.0, 1.0, 1.0]},
     "torchvision": {
         "format": "RGB",
