@@ -14,6 +14,7 @@ from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .errors import GNDetError
+from .inference import add_inference_keys, check_inference
 from .norm import NORM_KEYS, PER_SAMPLE, check_norm, did_you_mean, get_key
 from .switches import add_switches, check_switches
 
@@ -31,7 +32,7 @@ _DEPTHS = (18, 34, 50, 101, 152)
 
 
 def add_gn_det_config(cfg: CfgNode) -> None:
-    """Add gn_det's keys, ``MODEL.GN`` and ``TRAIN``, to a detectron2 config. Nothing that is there is changed."""
+    """Add gn_det's keys, ``MODEL.GN``, ``TRAIN`` and ``INFERENCE``, to a detectron2 config. Nothing else is changed."""
     cfg.MODEL.GN = CfgNode()
     # The number of groups G, or the channels of a group C/G (Table 3 of the paper): one of the two, the other is -1.
     cfg.MODEL.GN.NUM_GROUPS = 32
@@ -45,9 +46,12 @@ def add_gn_det_config(cfg: CfgNode) -> None:
     cfg.MODEL.GN.FROZENBN_FROM_SCRATCH = False
     # What may differ between MODEL.WEIGHTS and the model: "norm", "recipe"; "classes", "partial" (what differs is random).
     cfg.MODEL.GN.ACCEPT_WEIGHTS = ()
+    # GN, the sum with the shortcut and the ReLU as one operation (gn_det.ops).
+    cfg.MODEL.GN.FUSE = True
     # The name of the config file, for records. load_config fills it in.
     cfg.MODEL.GN.CONFIG = ""
     add_switches(cfg)
+    add_inference_keys(cfg)
 
 
 def get_cfg() -> CfgNode:
@@ -199,6 +203,7 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
         _check_part(cfg, *part)
     _check_resnet(cfg)
     _check_accepted(cfg)
+    check_inference(cfg)
     if cfg.MODEL.LOAD_PROPOSALS:
         raise GNDetError(
             "MODEL.LOAD_PROPOSALS is True, but files of proposals are pickles, which can run code: set it to False."

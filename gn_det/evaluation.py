@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from .errors import GNDetError
+from .inference import precision
 from .metrics import METRICS, RECALLS
 from .records import format_table, make_record, write_record
 
@@ -117,7 +118,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, dataset_name: str, loader, iteratio
         "before_inference": lambda: begun.append(_now()),
         "after_inference": lambda: seconds.append(_now() - begun[-1]),
     }
-    results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks)
+    with precision(cfg):
+        results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks)
     if not comm.is_main_process():
         return {}
     record = make_record(cfg, dataset_name, results, seconds_per_image=sorted(seconds)[len(seconds) // 2])

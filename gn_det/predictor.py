@@ -16,6 +16,7 @@ from PIL import Image
 
 from .errors import GNDetError
 from .images import read_all
+from .inference import precision
 from .trained import choose_device, find_trained, load_trained
 
 
@@ -169,7 +170,7 @@ class Predictor:
         if not batch:
             return
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            with torch.no_grad(), precision(self.cfg), warnings.catch_warnings():
                 # detectron2's, and no user can mend it.
                 warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
                 outputs = self.model([sample for _, sample in batch])

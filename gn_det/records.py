@@ -25,6 +25,7 @@ from .model_zoo import published
 # What differs between machines and runs, and not between models.
 _NOT_RECIPE = (
     *("OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD", "VIS_PERIOD"),
+    *("MODEL.GN.FUSE", "INFERENCE.CHANNELS_LAST"),
     *("TRAIN.BEST", "TRAIN.PICTURES", "TRAIN.WANDB.ENABLED", "TRAIN.WANDB.PROJECT", "TRAIN.WANDB.NAME"),
 )
 
@@ -63,6 +64,7 @@ def config_digest(cfg: CfgNode) -> str:
         "MODEL.GN.FROZENBN_FROM_SCRATCH": False,
         "MODEL.GN.ACCEPT_WEIGHTS": [],
         "MODEL.GN.WEIGHT_STANDARDIZATION": False,
+        "INFERENCE.DTYPE": "float32",
     }
     flat = {k: v for k, v in flat.items() if k not in off or v != off[k]}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()

@@ -3,28 +3,44 @@
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detectron2.structures import Boxes
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 
-class RowROIAlign(ROIAlign):
-    """detectron2's ROIAlign; on a CPU, without gradients and with a fixed number of samples, by :func:`roi_align_rows`."""
+class RowROIPooler(ROIPooler):
+    """detectron2's ROIPooler; on a CPU, without gradients and with a fixed number of samples, by :func:`roi_align_rows`."""
 
-    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
-        """(N, C, H, W) and (R, 5) -> (R, C, h, w)."""
-        wanted = torch.is_grad_enabled() and input.requires_grad
-        if wanted or input.device.type != "cpu" or self.sampling_ratio < 1 or torch.jit.is_tracing() or not len(rois):
-            return super().forward(input, rois)
-        return roi_align_rows(
-            input, rois, _pair(self.output_size), self.spatial_scale, self.sampling_ratio, self.aligned
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """Maps (N, C, H, W), one a level, and the boxes of N images, R in all -> (R, C, h, w), then channels_last."""
+        if not self._is_for_rows(x, box_lists):
+            return super().forward(x, box_lists)
+        rois = convert_boxes_to_pooler_format(box_lists)
+        levels = assign_boxes_to_levels(
+            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
         )
+        pooled = x[0].new_empty(len(rois), *self.output_size, x[0].shape[1])
+        for level, (pooler, features) in enumerate(zip(self.level_poolers, x, strict=True)):
+            chosen = (levels == level).nonzero()[:, 0]
+            rows = roi_align_rows(
+                features, rois[chosen], self.output_size, pooler.spatial_scale, pooler.sampling_ratio, pooler.aligned
+            )
+            pooled[chosen] = rows.permute(0, 2, 3, 1)
+        return pooled.permute(0, 3, 1, 2)
+
+    def _is_for_rows(self, x: list[Tensor], box_lists: list[Boxes]) -> bool:
+        wanted = torch.is_grad_enabled() and any(features.requires_grad for features in x)
+        if wanted or x[0].device.type != "cpu" or torch.jit.is_tracing() or torch.jit.is_scripting():
+            return False
+        fixed = all(type(pooler) is ROIAlign and pooler.sampling_ratio > 0 for pooler in self.level_poolers)
+        return fixed and sum(map(len, box_lists)) > 0
 
 
-def use_row_roi_align(model: nn.Module) -> int:
-    """Let each ROIAlign of a built model be a :class:`RowROIAlign`; how many there are."""
-    modules = [module for module in model.modules() if type(module) is ROIAlign]
+def use_row_poolers(model: nn.Module) -> int:
+    """Let each ROIPooler of a built model be a :class:`RowROIPooler`; how many there are."""
+    modules = [module for module in model.modules() if type(module) is ROIPooler]
     for module in modules:
-        module.__class__ = RowROIAlign
+        module.__class__ = RowROIPooler
     return len(modules)
 
 

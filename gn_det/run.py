@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 from . import datasets
 from .config import check_config, datasets_of_run, load_config
 from .errors import GNDetError
+from .heap import keep_freed_memory
 from .hooks import BEST_FILE
 from .run_folder import remember_datasets
 from .weights import check_name
@@ -179,6 +180,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     The long part of what detectron2 says (environment, full config) goes to ``OUTPUT_DIR/log.txt`` only.
     """
     cfg = prepare(args)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     # What detectron2 does with PyTorch, and its user cannot mend.
     warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

@@ -15,6 +15,8 @@ from . import model_zoo
 from .checkpoint import read_notes
 from .config import add_gn_det_config, check_config, load_config, parse_config
 from .errors import GNDetError
+from .heap import keep_freed_memory
+from .inference import speed_up
 from .weights import Checkpointer, find_weights
 
 _WEIGHTS = (".pth", ".pkl", ".pyth", ".safetensors")
@@ -153,4 +155,6 @@ def load_trained(cfg: CfgNode) -> nn.Module:
         raise GNDetError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}: the predictor knows BGR and RGB.")
     model = build_model(cfg).eval()
     Checkpointer(model, cfg=cfg, trains=False).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    return model
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
+    return speed_up(cfg, model)

@@ -20,6 +20,7 @@ from . import evaluation
 from .ema import EMA
 from .errors import GNDetError
 from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, show_predictions
+from .inference import speed_up
 from .metrics import storage_key
 from .norm import is_norm
 from .overview import count, norms_text, overview
@@ -71,7 +72,7 @@ class Trainer(DefaultTrainer):
         self._given = cfg
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         check_switches(cfg)  # once more: scaled down, TEST.EVAL_PERIOD may have become 0
-        self._bare_model = model = self.build_model(cfg)
+        self._bare_model = model = speed_up(cfg, self.build_model(cfg), trains=True)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -257,7 +258,7 @@ def evaluate_only(cfg: CfgNode, resume: bool = False) -> dict:
     Raises:
         GNDetError: the weights cannot be read, are not the model's, or were trained for other classes.
     """
-    model = build_model(cfg)
+    model = speed_up(cfg, build_model(cfg))
     checkpointer = build_checkpointer(cfg, model, cfg.DATASETS.TEST, trains=False)
     rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if "classes" in rest:

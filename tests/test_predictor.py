@@ -48,14 +48,18 @@ def same(one: Instances, other: Instances, atol: float = 0.0) -> bool:
 ANY_RECIPE = ["MODEL.GN.ACCEPT_WEIGHTS", "('recipe',)"]
 
 
+@pytest.mark.parametrize("fast", ["True", "False"])
 @pytest.mark.parametrize("channels", ["BGR", "RGB"])
 @pytest.mark.parametrize(("height", "width"), [(60, 90), (300, 64), (64, 64)])
-def test_the_outputs_are_default_predictors(output_dir, channels, height, width):
-    cfg = load_config(str(output_dir / "config.yaml"), ["INPUT.FORMAT", channels, *ANY_RECIPE])
+def test_the_outputs_are_default_predictors(output_dir, channels, height, width, fast):
+    """To the bit, or in another memory format and order of sums to 0.002 pixels."""
+    cfg = load_config(
+        str(output_dir / "config.yaml"), ["INPUT.FORMAT", channels, *ANY_RECIPE, "INFERENCE.CHANNELS_LAST", fast]
+    )
     cfg.MODEL.WEIGHTS = str(output_dir / "model_final.pth")
     image = picture(height, width)
     found, stock = Predictor(cfg, device="cpu")(image), DefaultPredictor(cfg)(image)["instances"]
-    assert same(found, stock) and found.pred_masks.shape[1:] == (height, width)
+    assert same(found, stock, atol=2e-3 if fast == "True" else 0) and found.pred_masks.shape[1:] == (height, width)
 
 
 def test_a_path_an_array_and_a_pil_image_are_the_same(predictor, folder):

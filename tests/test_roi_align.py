@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from detectron2.layers import ROIAlign
 from detectron2.modeling import build_model
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 from torch import nn
 from torchvision.ops import roi_align
 
-from gn_det.roi_align import RowROIAlign, roi_align_rows, use_row_roi_align
+from gn_det.roi_align import RowROIPooler, roi_align_rows, use_row_poolers
 
 
 def boxes(number: int, images: int, height: int, width: int) -> torch.Tensor:
@@ -53,24 +54,45 @@ def test_bfloat16_keeps_its_dtype():
     torch.testing.assert_close(ours.float(), roi_align(x, rois, 7, 0.25, 2, False), rtol=0.05, atol=0.05)
 
 
+def pooler(samples: int, levels: int = 3) -> nn.Sequential:
+    scales = [1 / 2**level for level in range(2, 2 + levels)]
+    return nn.Sequential(ROIPooler(7, scales, samples, "ROIAlignV2"))
+
+
+def maps(levels: int = 3) -> list[torch.Tensor]:
+    return [torch.randn(2, 8, 80 // 2**level, 120 // 2**level) for level in range(levels)]
+
+
+@pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize("samples", [0, 2])
-@pytest.mark.parametrize("number", [0, 5])
-def test_the_module_takes_what_it_can_and_leaves_the_rest(samples, number):
-    model = nn.Sequential(ROIAlign(7, 0.25, samples, aligned=True))
-    x, rois = torch.randn(1, 8, 20, 20, requires_grad=True), boxes(number, 1, 80, 80)
-    expected = model[0](x, rois)
-    assert use_row_roi_align(model) == 1 and use_row_roi_align(model) == 0
-    assert isinstance(model[0], ROIAlign) and type(model[0]) is RowROIAlign
-    trained = model[0](x, rois)
-    assert trained.requires_grad and torch.equal(trained, expected)
+@pytest.mark.parametrize("numbers", [(9, 4), (0, 3), (0, 0)])
+def test_the_pooler_takes_what_it_can_and_leaves_the_rest(levels, samples, numbers):
+    model, x = pooler(samples, levels), [level.requires_grad_() for level in maps(levels)]
+    lists = [Boxes(boxes(number, 1, 320, 480)[:, 1:].view(-1, 2, 2).sort(dim=1)[0].view(-1, 4)) for number in numbers]
+    expected = model[0](x, lists)
+    assert use_row_poolers(model) == 1 and use_row_poolers(model) == 0
+    assert isinstance(model[0], ROIPooler) and type(model[0]) is RowROIPooler
+    trained = model[0](x, lists)
+    assert trained.requires_grad == expected.requires_grad and torch.equal(trained, expected)
     with torch.no_grad():
-        used = model[0](x, rois)
+        used = model[0](x, lists)
     torch.testing.assert_close(used, expected, rtol=1e-5, atol=1e-5)
-    assert used.is_contiguous(memory_format=torch.channels_last) == (samples > 0 and number > 0) or not number
+    by_rows = samples > 0 and sum(numbers) > 0
+    assert (used.is_contiguous(memory_format=torch.channels_last) and not used.is_contiguous()) == by_rows
 
 
-def test_a_model_has_one_a_level(tiny_cfg):
+def test_coordinates_are_not_rounded_to_the_features_type():
+    """As detectron2's are: at 1000 pixels to a multiple of 4 in bfloat16."""
+    model, x = pooler(2, 1), [torch.arange(120.0).expand(1, 1, 80, 120).bfloat16()]
+    lists = [Boxes(torch.tensor([[401.0, 101.0, 409.0, 109.0]]))]
+    use_row_poolers(model)
+    with torch.no_grad():
+        middle = model[0](x, lists)[0, 0, 3, 3]
+    assert abs(middle.item() - (405 / 4 - 0.5)) <= 0.5  # half of bfloat16's step there
+
+
+def test_a_model_has_one_for_boxes_and_one_for_masks(tiny_cfg):
     model = build_model(tiny_cfg("quickstart_R18_FPN_gn_scratch"))
     keys = list(model.state_dict())
-    assert use_row_roi_align(model) == 8  # four levels for boxes, and four for masks
+    assert use_row_poolers(model) == 2
     assert list(model.state_dict()) == keys
