@@ -552,3 +552,20 @@ def test_load_pickle_gives_arrays(tmp_path):
     """For detectron2's own conversion."""
     read = load_pickle(str(dump(tmp_path / "a.pkl", {"blobs": ARRAYS, "n": np.float64(3)})))
     assert all(np.array_equal(read["blobs"][name], ARRAYS[name]) for name in ARRAYS) and read["n"] == 3
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_was_read_survives_another_file_of_that_name(tmp_path, suffix):
+    """A run that goes on saves over the checkpoint that it went on from; mapped, that ends the process by a bus error."""
+    path = tmp_path / f"model_best{suffix}"
+    torch.save({"model": {"a": torch.ones(2**16)}}, tmp_path / "a.pth")
+    if suffix == ".pth":
+        (tmp_path / "a.pth").rename(path)
+    else:
+        write_safetensors(path, {"a": torch.ones(2**16)}, {})
+    child = os.fork()
+    if not child:
+        weights = read_file(path)["model"]
+        os.truncate(path, 0)
+        os._exit(0 if weights["a"].tolist() == [1.0] * 2**16 else 1)
+    assert os.waitpid(child, 0)[1] == 0

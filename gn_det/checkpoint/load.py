@@ -66,7 +66,9 @@ def read_notes(path: str) -> dict:
         return {}  # none of them is gn_det's
     with _as_sentence(path):
         kind = _kind(path)
-        return notes_in(read_metadata(path) if kind == "safetensors" else _READERS[kind](path))
+        if kind == "safetensors":
+            return notes_in(read_metadata(path))
+        return notes_in(_load_zip(path, mmap=True) if kind == "zip" else _READERS[kind](path))
 
 
 def notes_in(parts: object) -> dict:
@@ -118,9 +120,10 @@ def _kind(path: str) -> str:
     raise ValueError(f"it begins with {start[:16]!r}, as no file of weights does" if start else "it is empty")
 
 
-def _load_zip(path: str) -> object:
+def _load_zip(path: str, mmap: bool = False) -> object:
+    """Mapped only where the weights are not kept: a run that goes on writes over the file that it has read."""
     _check_zip(path)
-    return _load_torch(path, mmap=True)
+    return _load_torch(path, mmap)
 
 
 def _load_torch(path: str, mmap: bool = False) -> object:

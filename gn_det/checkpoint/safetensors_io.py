@@ -18,7 +18,9 @@ _OURS = "gn_det"  # the entry of the metadata that has the notes, as JSON: safet
 def read_safetensors(path: str) -> dict:
     """{"model": {name: tensor}}, and the notes as :func:`read_metadata` gives them."""
     with safe_open(path, framework="pt", device="cpu") as file:
-        return {**_parts(file.metadata()), "model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+        # Copies, as what the library gives is mapped, and ends the process when the file is written over.
+        weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        return {**_parts(file.metadata()), "model": weights}
 
 
 def read_metadata(path: str) -> dict:
