@@ -30,6 +30,7 @@ from torch import nn
 
 from .config import check_config
 from .errors import GNDetError
+from .execution import checkpoint_activations
 from .memory import inference, training_step
 from .model_parts import RCNNParts
 from .norm import is_norm, norm_name
@@ -112,6 +113,8 @@ def analyze(cfg: CfgNode, size: tuple[int, int], batches: tuple[int, ...] = (1, 
     part_of = _part_of(model)
     norms = [_norm_row(name, m, part_of[m]) for name, m in model.named_modules() if is_norm(m)]
     parameters = _parameters(model, part_of)
+    if cfg.TRAIN.CHECKPOINT_ACTIVATIONS:
+        checkpoint_activations(model)
     memory, kept = _memory(model.to("meta"), padded, rois, batches, momentum=cfg.SOLVER.MOMENTUM > 0)
     none = {"parameters": 0, "trained": 0, "flops": 0, "activations": 0}
     names = ("images", *counts, "other")

@@ -90,20 +90,15 @@ def _class_table(names: Sequence[str], train: Counts, test: Counts) -> str:
 def _facts(
     given: CfgNode, cfg: CfgNode, train: Counts | None, test: Counts, unseen: Sequence[str], start_iter: int
 ) -> str:
-    solver, processes = cfg.SOLVER, comm.get_world_size()
+    solver = cfg.SOLVER
     kept = train and train.images - (train.empty if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else 0)
     epochs = f" = {solver.MAX_ITER * solver.IMS_PER_BATCH / kept:.1f} epochs of {kept} images" if kept else ""
-    each = (
-        f": {solver.IMS_PER_BATCH // processes} on each of {processes} processes"
-        if processes > 1
-        else ", on one process"
-    )
     facts = {
         "training set": f"{', '.join(cfg.DATASETS.TRAIN)}{_empty(cfg, train)}",
         "no objects of": ", ".join(unseen[:_MOST_CLASSES]) + f", ... ({len(unseen)})" * (len(unseen) > _MOST_CLASSES),
         "test set": _test_text(cfg, test),
         "weights": cfg.MODEL.WEIGHTS or "random: from scratch",
-        "batch": f"{solver.IMS_PER_BATCH} images an iteration{each}",
+        "batch": _batch_text(cfg),
         "length": f"{solver.MAX_ITER} iterations{epochs}" + (f"; goes on from {start_iter}" if start_iter else ""),
         "learning rate": _rate_text(given, cfg),
         "schedule": _schedule_text(cfg),
@@ -114,6 +109,15 @@ def _facts(
         textwrap.fill(f"{key:<15}{value}", _WIDTH, subsequent_indent=indent) for key, value in facts.items() if value
     ]
     return "\n".join(lines)
+
+
+def _batch_text(cfg: CfgNode) -> str:
+    images, processes, parts = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size(), cfg.TRAIN.ACCUMULATE
+    each = images // processes
+    at_a_time = f", {each // parts} at a time" if parts > 1 else ""
+    if processes > 1:
+        return f"{images} images an iteration: {each} on each of {processes} processes{at_a_time}"
+    return f"{images} images an iteration{at_a_time}, on one process"
 
 
 def _empty(cfg: CfgNode, train: Counts | None) -> str:
@@ -165,7 +169,10 @@ def _switch_text(cfg: CfgNode) -> str:
         f"best by {train.METRIC} kept": train.BEST,
         f"early stop by {train.METRIC} with patience {train.EARLY_STOP.PATIENCE}": train.EARLY_STOP.PATIENCE,
         "Weights & Biases": train.WANDB.ENABLED,
-        "mixed precision": cfg.SOLVER.AMP.ENABLED,
+        f"mixed precision in {train.AMP_DTYPE}": cfg.SOLVER.AMP.ENABLED,
+        "activations of the ResNet computed twice": train.CHECKPOINT_ACTIVATIONS,
+        "channels last": train.CHANNELS_LAST,
+        "backbone compiled": train.COMPILE,
     }
     return "; ".join(text for text, on in switches.items() if on)
 

@@ -20,6 +20,7 @@ from .errors import GNDetError
 from .heap import keep_freed_memory
 from .hooks import BEST_FILE
 from .run_folder import remember_datasets
+from .switches import check_accumulation
 from .weights import check_name
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ def prepare(args: argparse.Namespace, weights: bool = True) -> CfgNode:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes cannot share evenly: take a "
             f"multiple of {processes}."
         )
+    if not args.eval_only:
+        check_accumulation(cfg, processes)
     if args.eval_only and weights and not cfg.MODEL.WEIGHTS and not has_checkpoint:
         raise GNDetError("--eval-only needs weights: give MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a run.")
     if args.eval_only and not cfg.DATASETS.TEST:
@@ -90,10 +93,6 @@ def _choose_device(cfg: CfgNode, opts: list[str]) -> None:
         raise GNDetError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which is no device: take cuda or cpu.") from None
     if device.type == "cuda" and torch.cuda.is_available():
         return
-    if cfg.SOLVER.AMP.ENABLED:
-        raise GNDetError(
-            "SOLVER.AMP.ENABLED is True, but detectron2's mixed precision trains on GPUs only: set it to False."
-        )
     if device.type == "cuda" and "MODEL.DEVICE" in opts:
         raise GNDetError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but PyTorch finds no GPU here: leave it out, or say cpu."

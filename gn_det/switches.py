@@ -4,10 +4,11 @@ import importlib.util
 import math
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from .errors import GNDetError
 from .metrics import metric_names
-from .norm import did_you_mean
+from .norm import PER_SAMPLE, did_you_mean
 
 
 def add_switches(cfg: CfgNode) -> None:
@@ -26,6 +27,16 @@ def add_switches(cfg: CfgNode) -> None:
     cfg.TRAIN.EMA = CfgNode()
     cfg.TRAIN.EMA.ENABLED = False
     cfg.TRAIN.EMA.DECAY = 0.999
+    # What SOLVER.AMP.ENABLED computes in, on a GPU or a CPU: bfloat16; or float16, on GPUs only.
+    cfg.TRAIN.AMP_DTYPE = "bfloat16"
+    # Take the images of an iteration through the model in so many parts, in the memory of one. The step stays one.
+    cfg.TRAIN.ACCUMULATE = 1
+    # Keep only the input of each block of the ResNet, and compute the rest again for the gradients.
+    cfg.TRAIN.CHECKPOINT_ACTIVATIONS = False
+    # Keep weights and images channels last in memory.
+    cfg.TRAIN.CHANNELS_LAST = False
+    # torch.compile the backbone.
+    cfg.TRAIN.COMPILE = False
     # How many predictions each evaluation shows beside the truth in TensorBoard and Weights & Biases.
     cfg.TRAIN.PICTURES = 3
     # Weights & Biases too. NAME "" is that of OUTPUT_DIR; all else is said by its own WANDB_* variables.
@@ -50,6 +61,14 @@ def check_switches(cfg: CfgNode) -> None:
         _check_evaluation(cfg, f"TRAIN.EARLY_STOP.PATIENCE is {train.EARLY_STOP.PATIENCE}")
     if train.EMA.ENABLED:
         _check_ema(cfg)
+    if cfg.SOLVER.AMP.ENABLED:
+        _check_precision(cfg)
+    check_accumulation(cfg, comm.get_world_size())
+    if train.CHECKPOINT_ACTIVATIONS and cfg.MODEL.RESNETS.NORM not in (*PER_SAMPLE, "FrozenBN", ""):
+        raise GNDetError(
+            f"TRAIN.CHECKPOINT_ACTIVATIONS is True, but MODEL.RESNETS.NORM is {cfg.MODEL.RESNETS.NORM}, whose running "
+            "statistics would count each batch twice: set it to False, or take GN."
+        )
     if train.WANDB.ENABLED and importlib.util.find_spec("wandb") is None:
         raise GNDetError(
             "TRAIN.WANDB.ENABLED is True, but wandb is not installed: pip install wandb, or set it to False."
@@ -78,4 +97,26 @@ def _check_ema(cfg: CfgNode) -> None:
         raise GNDetError(
             "TRAIN.EMA.ENABLED and TEST.PRECISE_BN.ENABLED are both True, but precise BN measures the statistics of the "
             "weights before averaging: set one of them to False."
+        )
+
+
+def _check_precision(cfg: CfgNode) -> None:
+    dtype = cfg.TRAIN.AMP_DTYPE
+    if dtype not in ("bfloat16", "float16"):
+        raise GNDetError(f"TRAIN.AMP_DTYPE is {dtype!r}; it is bfloat16, or on a GPU float16.")
+    if dtype == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise GNDetError(
+            "TRAIN.AMP_DTYPE is float16, which trains on GPUs only, and there is none: set it to bfloat16."
+        )
+
+
+def check_accumulation(cfg: CfgNode, processes: int) -> None:
+    """Raise GNDetError where the images that one of so many processes has in an iteration make no equal parts."""
+    parts, batch = cfg.TRAIN.ACCUMULATE, cfg.SOLVER.IMS_PER_BATCH
+    images = batch // (cfg.SOLVER.REFERENCE_WORLD_SIZE or processes)  # scaling keeps the images of a process
+    if parts is None or parts < 1 or images % parts:
+        possible = ", ".join(str(number) for number in range(1, images + 1) if images % number == 0)
+        raise GNDetError(
+            f"TRAIN.ACCUMULATE is {parts}, which does not divide the {images} images that a process has of "
+            f"SOLVER.IMS_PER_BATCH {batch}: take one of {possible}."
         )

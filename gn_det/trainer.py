@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model as detectron2_build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
@@ -19,6 +19,7 @@ from torch import nn
 from . import evaluation
 from .ema import EMA
 from .errors import GNDetError
+from .execution import apply_switches
 from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, show_predictions
 from .inference import speed_up
 from .metrics import storage_key
@@ -28,6 +29,7 @@ from .progress import ProgressBar, on_terminal
 from .records import past_values
 from .solver import build_optimizer
 from .switches import check_switches
+from .train_step import build_train_step
 from .wandb_writer import WandbWriter
 from .weights import Checkpointer
 
@@ -73,6 +75,7 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         check_switches(cfg)  # once more: scaled down, TEST.EVAL_PERIOD may have become 0
         self._bare_model = model = speed_up(cfg, self.build_model(cfg), trains=True)
+        apply_switches(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -84,7 +87,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = build_checkpointer(cfg, evaluated, cfg.DATASETS.TRAIN, stateful=state)
         devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
-        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, loader, optimizer)
+        self._trainer = build_train_step(cfg, model, loader, optimizer)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 

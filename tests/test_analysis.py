@@ -31,6 +31,15 @@ def full() -> dict:
     return analyze(load_config("mask_rcnn_R50_FPN_gn"), (64, 64), (1,))
 
 
+def test_activations_that_are_computed_twice_are_not_kept(small):
+    analysis = analyze(load_config(SMALL, ["TRAIN.CHECKPOINT_ACTIVATIONS", "True"]), (64, 64), (2,))
+    (step,), whole = analysis["memory"]["training"], small["memory"]["training"][0]
+    before, now = ({row["part"]: row["kept"] for row in result["parts"]} for result in (small, analysis))
+    block = 2 * 64 * 16 * 16 * 4  # bytes of what a block of res2 puts out, for 2 images
+    assert now["backbone res2"] == 2 * block < before["backbone res2"] and now["box head"] == before["box head"]
+    assert step["peak"] < whole["peak"] and analysis["flops_by_operator"] == small["flops_by_operator"]
+
+
 def part(result: dict, name: str) -> dict:
     return next(row for row in result["parts"] if row["part"] == name)
 

@@ -47,7 +47,9 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def train(data: Path, output: Path, norm: str, *, processes: int, torchrun: bool = False) -> dict[str, torch.Tensor]:
+def train(
+    data: Path, output: Path, norm: str, *opts: object, processes: int, torchrun: bool = False
+) -> dict[str, torch.Tensor]:
     launcher = [sys.executable, "-W", "ignore"]
     if torchrun:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -55,7 +57,7 @@ def train(data: Path, output: Path, norm: str, *, processes: int, torchrun: bool
     command += ["--train-json", str(data / "train.json"), "--train-images", str(data)]
     command += [] if torchrun else ["--num-gpus", str(processes)]
     command += [*EVERYTHING_SAMPLED, "OUTPUT_DIR", str(output)]
-    command += [word for key in NORM_KEYS for word in (key, norm)]
+    command += [word for key in NORM_KEYS for word in (key, norm)] + list(map(str, opts))
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return torch.load(output / "model_final.pth", weights_only=True)["model"]
@@ -79,3 +81,12 @@ def test_two_processes_differ_from_one_with_bn(data, tmp_path):
     one = train(data, tmp_path / "one", "BN", processes=1)
     two = train(data, tmp_path / "two", "BN", processes=2)
     assert difference(one, two) > 1e-3
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_on_two_processes_equal_the_whole_on_one(data, tmp_path):
+    batch = ("SOLVER.IMS_PER_BATCH", 4)
+    one = train(data, tmp_path / "one", "GN", *batch, processes=1)
+    switches = ("TRAIN.ACCUMULATE", 2, "TRAIN.CHECKPOINT_ACTIVATIONS", True, "TRAIN.CHANNELS_LAST", True)
+    two = train(data, tmp_path / "two", "GN", *batch, *switches, processes=2)
+    assert difference(one, two) < 1e-5

@@ -127,6 +127,25 @@ def test_how_the_learning_rate_was_scaled(say, monkeypatch):
     assert "0.02 as given, not scaled: it was made for 2 processes" in text
 
 
+def test_images_at_a_time(say, monkeypatch):
+    def text(*opts):
+        return " ".join(" ".join(say(rows([0]), (), 3, *opts)).split())
+
+    opts = ("SOLVER.IMS_PER_BATCH", 16, "TRAIN.ACCUMULATE", 4)
+    assert "16 images an iteration, 4 at a time, on one process" in text(*opts)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    assert "16 images an iteration: 8 on each of 2 processes, 2 at a time" in text(*opts)
+
+
+def test_switches_of_speed_and_memory(say):
+    on = ["CHECKPOINT_ACTIVATIONS", "CHANNELS_LAST", "COMPILE"]
+    lines = say(rows([0]), (), 3, "SOLVER.AMP.ENABLED", True, *[w for key in on for w in (f"TRAIN.{key}", True)])
+    assert (
+        "switches mixed precision in bfloat16; activations of the ResNet computed twice; channels last; backbone "
+        in (" ".join(" ".join(lines).split()))
+    )
+
+
 def test_parts_with_parameters_and_norms(say):
     lines = say(rows([0]))
     assert line(lines, "backbone") == ["backbone", "0.00", "0.30", "2 GN of 32 groups, 1 BN*"]

@@ -66,6 +66,9 @@ def test_digest_of_a_recipe_is_that_of_before_there_were_switches():
     before = load_config(name)
     del before["TRAIN"]
     assert config_digest(load_config(name, ["TRAIN.BEST", "True", "TRAIN.PICTURES", "0"])) == config_digest(before)
+    for same in ("CHECKPOINT_ACTIVATIONS", "CHANNELS_LAST", "COMPILE"):
+        assert config_digest(load_config(name, [f"TRAIN.{same}", "True"])) == config_digest(before)
+    assert config_digest(load_config(name, ["TRAIN.ACCUMULATE", "2"])) != config_digest(before)
     assert config_digest(load_config(name, ["TRAIN.EMA.ENABLED", "True"])) != config_digest(before)
     assert changed_keys(load_config(name, ["TRAIN.BEST", "True", "TRAIN.EMA.DECAY", "0.9"])) == {"TRAIN.EMA.DECAY": 0.9}
 

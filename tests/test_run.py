@@ -117,7 +117,8 @@ MISTAKES = {
     "unknown norm": (["MODEL.FPN.NORM", "gn"], "did you mean 'GN'"),
     "unknown device": (["MODEL.DEVICE", "gpu"], "which is no device"),
     "GPU asked for where none is": (["MODEL.DEVICE", "cuda"], "finds no GPU here"),
-    "mixed precision without a GPU": (["SOLVER.AMP.ENABLED", "True"], "trains on GPUs only"),
+    "float16 without a GPU": (["SOLVER.AMP.ENABLED", "True", "TRAIN.AMP_DTYPE", "float16"], "trains on GPUs only"),
+    "parts that a process cannot make": (["--num-gpus", "4", "TRAIN.ACCUMULATE", "2"], "does not divide the 1 images"),
     "unknown data set": (["DATASETS.TRAIN", "('shape_train',)"], "did you mean 'shapes_train'"),
     "COCO not there": (
         ["DATASETS.TRAIN", "('coco_2017_train',)", "MODEL.ROI_HEADS.NUM_CLASSES", "80", "DATASETS.TEST", "()"],

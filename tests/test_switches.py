@@ -1,4 +1,5 @@
 import pytest
+from detectron2.utils import comm
 
 from gn_det import GNDetError
 from gn_det.config import check_config, load_config
@@ -42,6 +43,30 @@ MISTAKES = {
         ("TRAIN.EMA.ENABLED", True, "TEST.PRECISE_BN.ENABLED", True),
         "set one of them to False",
     ),
+    "unknown precision": (
+        ("SOLVER.AMP.ENABLED", True, "TRAIN.AMP_DTYPE", "half"),
+        "TRAIN.AMP_DTYPE is 'half'; it is bfloat16, or on a GPU float16",
+    ),
+    "no precision": (("SOLVER.AMP.ENABLED", True, "TRAIN.AMP_DTYPE", "None"), "TRAIN.AMP_DTYPE is None"),
+    "float16 on a CPU": (
+        ("SOLVER.AMP.ENABLED", True, "TRAIN.AMP_DTYPE", "float16", "MODEL.DEVICE", "cpu"),
+        "TRAIN.AMP_DTYPE is float16, which trains on GPUs only",
+    ),
+    "parts that do not divide": (
+        ("TRAIN.ACCUMULATE", 8, "SOLVER.IMS_PER_BATCH", 12),
+        "8, which does not divide the 12 images .* SOLVER.IMS_PER_BATCH 12: take one of 1, 2, 3, 4, 6, 12",
+    ),
+    "more parts than images": (("TRAIN.ACCUMULATE", 8), "TRAIN.ACCUMULATE is 8, which does not divide the 4"),
+    "no parts": (("TRAIN.ACCUMULATE", 0), "TRAIN.ACCUMULATE is 0, .* take one of 1, 2, 4"),
+    "parts that are no number": (("TRAIN.ACCUMULATE", "None"), "TRAIN.ACCUMULATE is None"),
+    "parts of a scaled batch": (
+        ("TRAIN.ACCUMULATE", 4, "SOLVER.REFERENCE_WORLD_SIZE", 2),
+        "4, which does not divide the 2 images that a process has",
+    ),
+    "batch norm that is computed twice": (
+        ("TRAIN.CHECKPOINT_ACTIVATIONS", True, "MODEL.RESNETS.NORM", "BN"),
+        "MODEL.RESNETS.NORM is BN, whose running statistics would count each batch twice",
+    ),
     "reference that does not divide": (
         ("SOLVER.REFERENCE_WORLD_SIZE", 3),
         "3, which does not divide SOLVER.IMS_PER_BATCH 4",
@@ -70,6 +95,22 @@ def test_all_is_off_by_default_and_can_be_on():
         check_config(config(*every, "TRAIN.METRIC", metric))
     check_config(config("TRAIN.METRIC", "nonsense"))  # nobody reads it
     check_config(config(*BEST, "MODEL.WEIGHTS", "x"), eval_only=True)
+    for switch in ("CHECKPOINT_ACTIVATIONS", "CHANNELS_LAST", "COMPILE"):
+        every = (*every, f"TRAIN.{switch}", True)
+    check_config(config(*every, "SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu", "TRAIN.ACCUMULATE", 4))
+    check_config(config("SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cuda", "TRAIN.AMP_DTYPE", "float16"))
+    check_config(config("TRAIN.AMP_DTYPE", "nonsense"))
+
+
+def test_parts_are_of_the_images_of_one_process(monkeypatch):
+    def check(processes, reference):
+        monkeypatch.setattr(comm, "get_world_size", lambda: processes)
+        check_config(config("TRAIN.ACCUMULATE", 2, "SOLVER.REFERENCE_WORLD_SIZE", reference))
+
+    check(processes=2, reference=0)
+    check(processes=8, reference=2)  # still 2 images each, of a batch of 16
+    with pytest.raises(GNDetError, match="does not divide the 1 images"):
+        check(processes=4, reference=0)
 
 
 def test_the_metric_of_several_test_sets_is_the_firsts():

@@ -132,6 +132,60 @@ def test_evaluations_see_the_average_and_do_not_touch_what_is_trained(make, tmp_
     assert not same(Tiny.evaluated[-1][1], Tiny.raw[-1])
 
 
+class PerImage(Tiny):
+    """A model whose loss is a mean over images, and four of them an iteration."""
+
+    @classmethod
+    def build_model(cls, cfg):
+        torch.manual_seed(0)
+        model = Model()
+        model.norm = nn.Identity()
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return itertools.repeat(torch.cat([X, 2 * X[:1]]))
+
+
+def test_a_batch_in_parts_is_the_same_training(make):
+    finals = []
+    for parts in (1, 2, 4):
+        make(*EMA, "TRAIN.ACCUMULATE", parts, folder=f"{parts} parts", kind=PerImage).train()
+        finals.append(Tiny.raw[-1] | {f"average {name}": value for name, value in Tiny.evaluated[-1][1].items()})
+    for final in finals[1:]:
+        assert final.keys() == finals[0].keys()
+        assert all(torch.allclose(value, finals[0][name], rtol=1e-12, atol=0) for name, value in final.items())
+
+
+class Convolution(Tiny):
+    @classmethod
+    def build_model(cls, cfg):
+        model = super().build_model(cfg)
+        model.backbone = nn.Conv2d(2, 2, 3)
+        return model
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_model_and_its_average_run_as_switched(make, on):
+    trainer = make(*EMA, "TRAIN.CHANNELS_LAST", on, kind=Convolution)
+    for model in (trainer._bare_model, trainer._ema.averaged):
+        assert model.backbone.weight.is_contiguous(memory_format=torch.channels_last) is on
+        assert len(model.backbone._forward_pre_hooks) == on
+
+
+AMP = ("SOLVER.AMP.ENABLED", True)
+
+
+@pytest.mark.parametrize("before,after", [((), AMP), (AMP, ())])
+def test_mixed_precision_switched_on_or_off_at_a_resume(make, before, after):
+    make(*before).train()
+    trained = Tiny.raw[-1]
+    resumed = make(*after, "SOLVER.MAX_ITER", 8, resume=True)
+    assert same(resumed._bare_model.state_dict(), trained)
+    resumed.train()
+    assert len(Tiny.raw) == 2 and not same(Tiny.raw[-1], trained)
+
+
 def test_a_failing_evaluation_leaves_what_is_trained(make):
     trainer = make(*EMA, values={4: "fails"})
     with pytest.raises(RuntimeError, match="evaluation fails"):
