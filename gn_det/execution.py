@@ -34,10 +34,10 @@ def apply_switches(cfg: CfgNode, model: nn.Module) -> None:
 def checkpoint_activations(model: nn.Module) -> None:
     """Let each block of a ResNet, its stem too, keep its input alone and compute the rest again for its gradients.
 
-    Frozen blocks keep nothing, and stay as they are.
+    Blocks that are frozen keep nothing, and run once as before.
     """
     for block in model.modules():
-        if isinstance(block, CNNBlockBase) and any(p.requires_grad for p in block.parameters()):
+        if isinstance(block, CNNBlockBase):
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 

@@ -75,6 +75,7 @@ def test_channels_last_computes_the_same(make, batch):
     model.backbone.bottom_up.stem.register_forward_hook(lambda _, args, out: seen.update(image=args[0]))
     assert difference(before, run(model, images)) < 1e-4
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen.values()) and len(seen) == 3
+    assert model.roi_heads.box_head.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert names == list(model.state_dict())
 
 

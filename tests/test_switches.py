@@ -108,7 +108,7 @@ def test_parts_are_of_the_images_of_one_process(monkeypatch):
         check_config(config("TRAIN.ACCUMULATE", 2, "SOLVER.REFERENCE_WORLD_SIZE", reference))
 
     check(processes=2, reference=0)
-    check(processes=8, reference=2)  # still 2 images each, of a batch of 16
+    check(processes=4, reference=2)  # still 2 images each, of a batch of 8
     with pytest.raises(GNDetError, match="does not divide the 1 images"):
         check(processes=4, reference=0)
 
