@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from .errors import GNDetError
+from .execution import keep_rois_exact
 from .ops.blocks import fuse
 from .roi_align import use_row_poolers
 
@@ -41,6 +42,8 @@ def speed_up(cfg: CfgNode, model: nn.Module, trains: bool = False) -> nn.Module:
         fuse(model)
     if cfg.INFERENCE.CHANNELS_LAST:
         use_row_poolers(model)
+    if cfg.INFERENCE.DTYPE != "float32" and not trains:
+        keep_rois_exact(model)
     on_cpu = next(model.parameters()).device.type == "cpu"
     if cfg.INFERENCE.CHANNELS_LAST and on_cpu and not trains:
         model.to(memory_format=torch.channels_last)

@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +153,12 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, (str, bool, int, float))
 
 
-_READERS = {"zip": _load_zip, "old torch": _load_torch, "safetensors": read_safetensors, "pickle": _load_plain_pickle}
+_READERS: dict[str, Callable[[str], object]] = {
+    "zip": _load_zip,
+    "old torch": _load_torch,
+    "safetensors": read_safetensors,
+    "pickle": _load_plain_pickle,
+}
 
 
 def _find_weights(data: object) -> tuple[str, dict]:
