@@ -67,8 +67,10 @@ def _url(name: str) -> str:
     try:
         if name.startswith("catalog://"):
             name = ModelCatalog.get(name.removeprefix("catalog://"))
-    except RuntimeError as error:
-        raise unreadable(name, error) from None
+    except (RuntimeError, KeyError, AssertionError) as error:
+        raise GNDetError(
+            f"The weights {name} could not be read: detectron2's catalog has none of that name."
+        ) from error
     prefix = Detectron2Handler.PREFIX
     return Detectron2Handler.S3_DETECTRON2_PREFIX + name.removeprefix(prefix) if name.startswith(prefix) else name
 

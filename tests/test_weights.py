@@ -82,7 +82,16 @@ def test_names_of_the_zoo_are_the_zoos(monkeypatch):
     assert find_weights("gn_det://R50_GN") == Path("R50_GN")
 
 
-@pytest.mark.parametrize("name", ["/no/such/file.pth", "catalog://no/such/model", "nowhere://x.pth"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/no/such/file.pth",
+        "catalog://no/such/model",
+        "catalog://ImageNetPretrained/x",
+        "catalog://Caffe2Detectron/COCO/1/x",
+        "nowhere://x.pth",
+    ],
+)
 def test_what_is_not_there_is_one_sentence(name):
     with pytest.raises(GNDetError, match=f"The weights {name} could not be read") as error:
         find_weights(name)
