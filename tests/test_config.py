@@ -73,7 +73,10 @@ def test_add_gn_det_config_changes_no_key_that_is_there():
         "MODEL.GN.ACCEPT_WEIGHTS": (),
         "MODEL.GN.EPS": 1e-5,
         "MODEL.GN.ZERO_INIT_RESIDUAL": False,
+        "MODEL.GN.FUSE": True,
         "MODEL.GN.CONFIG": "",
+        "INFERENCE.CHANNELS_LAST": True,
+        "INFERENCE.DTYPE": "float32",
     }
     assert flat(get_cfg()) == after
 
