@@ -66,6 +66,7 @@ def test_add_gn_det_config_changes_no_key_that_is_there():
     assert {key: after[key] for key in before} == before
     new = {key: value for key, value in after.items() if key not in before}
     assert {key: value for key, value in new.items() if not key.startswith("TRAIN.")} == {
+        "TEST.FAST_COCO": True,
         "MODEL.GN.NUM_GROUPS": 32,
         "MODEL.GN.CHANNELS_PER_GROUP": -1,
         "MODEL.GN.FROZENBN_FROM_SCRATCH": False,

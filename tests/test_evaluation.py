@@ -79,7 +79,8 @@ def test_nothing_to_find_has_no_ap(tmp_path):
         ([{"image_id": 0}], "not in COCO's result format"),
         ([found(BIG, image_id=9)], "image_id 9, which the annotations lack"),
         ([found(BIG, category_id=4)], "category_id 4, which the annotations lack"),
-        ("[" + json.dumps(found(BIG, math.nan)) + "]", "1 detections have a score that is not a finite number"),
+        ([found(BIG, math.nan)], "1 detections have a score that is not a finite number"),
+        ([found([10, math.nan, 5, 5]), found(None)], "2 detections have a bbox that is not a finite number"),
     ],
 )
 def test_bad_detections_are_one_sentence(tmp_path, rows, problem):

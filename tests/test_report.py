@@ -477,7 +477,7 @@ MISTAKES = {
     "no boxes": (
         lambda f: results(f).write_text('[{"image_id": 1, "category_id": 1, "score": 1, "bbox": "x"}]'),
         {},
-        "cannot be evaluated",
+        "1 detections have a bbox that is not a finite number",
     ),
     "spoilt annotations": (
         lambda f: (f / "data" / f"{NAME}.json").write_text('{"images": [{}], "annotations": [], "categories": []}'),

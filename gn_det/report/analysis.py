@@ -7,7 +7,6 @@ least ``min_score``. Precision, recall and AP are in percent, IoU from 0 to 1.
 import contextlib
 import io
 import multiprocessing
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ import hotcoco
 import numpy as np
 
 from ..errors import GNDetError
+from ..fast_coco import may_run
 
 KINDS = {"box": "bbox", "mask": "segm"}
 _KEYS = {"box": "bbox", "mask": "segmentation"}
 IOU = 0.5  # at which a detection counts as right, but for AP
 ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # TIDE's
-_process: int | None = None  # in which hotcoco has started its threads
 
 
 @dataclass
@@ -86,11 +85,9 @@ def analyse(
     Raises:
         GNDetError: a detection is for another data set, or has no valid box or mask.
     """
-    global _process
-    if _process not in (None, os.getpid()):  # a fork: hotcoco would wait for ever for threads that it has not here
+    if not may_run():
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
             return fresh.submit(analyse, truth, rows, min_score, masks=masks, where=where).result()
-    _process = os.getpid()
     kinds = [kind for kind in KINDS if _has(truth["annotations"], kind) and (_has(rows, kind) or not rows)]
     kinds = [kind for kind in kinds if masks or kind == "box"] or ["box"]
     try:
