@@ -20,9 +20,9 @@ def keep_freed_memory(keep: bool = True) -> bool:
     """Let the C library keep memory that is freed, for the next tensor of this process.
 
     By default glibc takes each tensor above 32 MiB from the system and gives it back, so that such an activation begins with
-    as many page faults as it has pages, and the system sets each page to zero first. On detection's feature maps that costs more
-    than the operations between convolutions do (docs/performance.md). Kept, the process stays as large as it was at its
-    largest. ``GN_DET_KEEP_MEMORY=0`` leaves glibc as it is; other C libraries are left alone.
+    as many page faults as it has pages, and the system sets each page to zero first. On detection's feature maps that costs
+    more than the operations between convolutions do (docs/performance.md). Kept, the process stays as large as it was at
+    its largest. ``GN_DET_KEEP_MEMORY=0`` leaves glibc as it is; other C libraries are left alone.
 
     Args:
         keep: False goes back to what glibc does by itself once large tensors were freed, and returns what is free to the

@@ -1,4 +1,4 @@
-"""Images, objects, proposals and outputs of a model, such that random weights give a detector the work that it usually has."""
+"""Images, objects, proposals and outputs, such that a detector with random weights has the work that one usually has."""
 
 from typing import Any
 

@@ -65,12 +65,12 @@ def operations(setup: Setup) -> dict:
 
 @dataclasses.dataclass
 class _Case:
-    """Inputs. ``affine`` is in x's dtype for PyTorch, and in float32 for gn_det, whose models keep it so."""
+    """Inputs. The affine is in x's dtype for PyTorch, and in float32 for gn_det, whose models keep it so."""
 
     x: torch.Tensor
     dy: torch.Tensor
     target: torch.Tensor
-    affine: dict[str, list[torch.Tensor]]
+    affine: dict[str, list[torch.Tensor]]  # who -> weight and bias
 
     @classmethod
     def make(cls, shape: tuple[int, ...], variant: str, setup: Setup) -> "_Case":
@@ -86,7 +86,7 @@ class _Case:
 
     def call(self, who: str, direction: str) -> Callable[[], object]:
         """What is timed. It returns the output, or the gradients."""
-        weight, bias = self.affine.get(who, [None, None])
+        weight, bias = self.affine[who] if who in self.affine else self.affine["stock"]
         operation = {
             "stock": lambda: F.relu(F.group_norm(self.x, GROUPS, weight, bias)),
             "gn_det": lambda: group_norm(self.x, GROUPS, weight, bias, activation="relu"),

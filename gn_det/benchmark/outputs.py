@@ -14,8 +14,8 @@ def differences(stock: Sequence[Instances], ours: Sequence[Instances]) -> dict:
 
     Returns:
         {"boxes": largest difference of a coordinate in pixels, "boxes_relative": the same over stock's largest coordinate,
-        "scores": largest difference over stock's largest score, "masks": share of mask pixels that differ, "unmatched": how many have no
-        partner (on either side), "equal": whether none is, and boxes and scores are within 1e-4}.
+        "scores": largest difference over stock's largest score, "masks": share of mask pixels that differ, "unmatched": how
+        many have no partner, of both, "equal": whether none is, and boxes and scores are within 1e-4}.
     """
     rows = [_of_image(a, b) for a, b in zip(stock, ours, strict=True)]
     boxes, scores, extent, most, pixels, area = (

@@ -1,14 +1,16 @@
 """From a command line to a benchmark's record, tables and picture."""
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
+import gc
 import importlib
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +59,33 @@ def benchmark(args: argparse.Namespace) -> dict:
     """
     setup, wanted = _setup(args)
     output = _folder(args.output)
-    quiet = logging.getLogger("torch.fx._symbolic_trace")
-    quiet.setLevel(logging.ERROR)  # what PyTorch says of detectron2's code, and its user cannot mend
     record = _described(setup)
-    for stage in wanted:
-        run, batch = STAGES[stage]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
-            warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+    with _quiet():
+        for stage in wanted:
+            run, batch = STAGES[stage]
             record["stages"][stage] = run(dataclasses.replace(setup, batch=args.batch or batch))
-        save_json(output / "benchmark.json", record)  # after each, as one may take an hour
+            save_json(output / "benchmark.json", record)  # after each, as one may take an hour
     text = tables(record)
     (output / "benchmark.md").write_text(text + "\n")
     draw(record, output / "benchmark.png")
     print(text)
     print(f"\nWritten to {output}: benchmark.json, benchmark.md, benchmark.png")
     return record
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what PyTorch says of detectron2's code, and garbage sought only in what is made from here on."""
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    gc.collect()
+    gc.freeze()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+        try:
+            yield
+        finally:
+            gc.unfreeze()
 
 
 def _setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:

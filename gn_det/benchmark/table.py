@@ -80,7 +80,7 @@ def _measured(stages: dict) -> dict[str, str | None]:
 
 
 def _of(row: dict | None) -> str | None:
-    return row and f"{row['ratio']:.2f}x ({row['spread'][0]:.2f} to {row['spread'][1]:.2f})"
+    return f"{row['ratio']:.2f}x ({row['spread'][0]:.2f} to {row['spread'][1]:.2f})" if row else None
 
 
 def _fastest_name(stage: dict) -> str | None:

@@ -1,7 +1,7 @@
 """Which part of a detector is at work when: its seconds, by hooks on its modules."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -23,11 +23,11 @@ PARTS = (
 
 
 class Stretches:
-    """Seconds by stretch of a call. On CUDA each new stretch waits for the GPU, so their sum is a little more than without."""
+    """Seconds by stretch of a call. On CUDA each new stretch waits for the GPU, so that their sum is a little more."""
 
     def __init__(self, device: str):
         self._cuda = device.startswith("cuda")
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._name, self._since = "", 0.0
 
     def run(self, call: Callable[[], object], first: str) -> dict[str, float]:

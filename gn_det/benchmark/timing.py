@@ -48,22 +48,17 @@ def interleave(
     values: dict[str, list[T]] = {subject.name: [] for subject in subjects}
     turns = sorted(subjects, key=lambda subject: [s.kind for s in subjects].index(subject.kind))
     kind = turns[0].kind if turns else ""
-    gc.collect()
-    gc.freeze()  # so that only what the subjects leave is gone through
-    try:
-        with tqdm(total=(warmup + repeats) * len(turns), desc=what, file=sys.stderr, mininterval=1) as bar:
-            for number in range(warmup + repeats):
-                for subject in turns:
-                    bar.set_postfix_str(subject.name, refresh=False)
-                    if subject.kind != kind:
-                        _one(subject, timed)
-                    kind = subject.kind
-                    value = _one(subject, timed)
-                    if number >= warmup:
-                        values[subject.name].append(value)
-                    bar.update()
-    finally:
-        gc.unfreeze()
+    with tqdm(total=(warmup + repeats) * len(turns), desc=what, file=sys.stderr, mininterval=1) as bar:
+        for number in range(warmup + repeats):
+            for subject in turns:
+                bar.set_postfix_str(subject.name, refresh=False)
+                if subject.kind != kind:
+                    _one(subject, timed)
+                kind = subject.kind
+                value = _one(subject, timed)
+                if number >= warmup:
+                    values[subject.name].append(value)
+                bar.update()
     return values
 
 

@@ -41,11 +41,9 @@ def training(setup: Setup) -> dict:
     times = {name: [sum(value.values()) for value in values] for name, values in rounds.items()}
     rows = {}
     for side in sides:
-        one = steps[side.model]
-        torch.manual_seed(setup.seed)
         by_step = {step: seconds([value[step] for value in rounds[side.name]]) for step in _STEPS}
-        row = {"norm": side.norm, "way": side.way, **seconds(times[side.name]), "steps": by_step, **one.counts}
-        rows[side.name] = row | {"peak": peak_bytes(side.model, lambda: one.gradients(side), one.optimizer)}
+        row = {"norm": side.norm, "way": side.way, **seconds(times[side.name]), "steps": by_step}
+        rows[side.name] = row | steps[side.model].counts | {"peak": steps[side.model].peak(side, setup.seed)}
     work = {name: (row["rois"], row["foreground"]) for name, row in rows.items()}
     assert len(set(work.values())) == 1, f"the sides have different work: {work}"
     kind = "cuda" if setup.device.startswith("cuda") else "cpu"
@@ -59,7 +57,7 @@ class _Steps:
         cfg = side.cfg.clone()
         cfg.SOLVER.BASE_LR = _RATE
         build: Callable = detectron2_build_optimizer if side.way == "stock" else build_optimizer
-        self.optimizer = build(cfg, side.model)
+        self._optimizer = build(cfg, side.model)
         self.counts: dict[str, int] = {}
         self._images = images
         self._stretches = Stretches(setup.device)
@@ -70,13 +68,18 @@ class _Steps:
         """Seconds of forward, backward and the optimizer's step."""
         return self._stretches.run(lambda: self._step(side), "forward")
 
-    def _step(self, side: Side) -> None:
-        self.optimizer.zero_grad()
-        self.gradients(side)
-        self._stretches.enter("optimizer")
-        self.optimizer.step()
+    def peak(self, side: Side, seed: int) -> int:
+        """Bytes, in forward and backward."""
+        torch.manual_seed(seed)
+        return peak_bytes(side.model, lambda: self._gradients(side), self._optimizer)
 
-    def gradients(self, side: Side) -> None:
+    def _step(self, side: Side) -> None:
+        self._optimizer.zero_grad()
+        self._gradients(side)
+        self._stretches.enter("optimizer")
+        self._optimizer.step()
+
+    def _gradients(self, side: Side) -> None:
         with EventStorage() as storage:
             with side.precision():
                 loss = sum(side.model(self._images).values())
