@@ -158,7 +158,7 @@ def entry_of(weights: str) -> Entry | None:
     weights = weights.partition("?")[0]
     if weights.startswith(URI):
         return _entries().get(weights.removeprefix(URI))
-    where = unquote(_resolve(weights))
+    where = unquote(resolve(weights))
     paths = {unquote(urlsplit(url).path): entry for entry in _entries().values() for url in entry.urls}
     if found := next((entry for path, entry in paths.items() if where.endswith(path)), None):
         return found
@@ -167,13 +167,13 @@ def entry_of(weights: str) -> Entry | None:
     return next((e for path, e in paths.items() if os.path.basename(path) == name), None) if names[name] == 1 else None
 
 
-def _resolve(weights: str) -> str:
-    """The URL behind detectron2's own short ones."""
+def resolve(weights: str) -> str:
+    """The URL behind detectron2's own ``catalog://`` and ``detectron2://``; what is none of these, or unknown, as it is."""
     catalog: Callable[[str], str] = ModelCatalog.get
     try:
         if weights.startswith("catalog://"):
             return catalog(weights.removeprefix("catalog://"))
-    except (KeyError, RuntimeError):
+    except (AssertionError, KeyError, RuntimeError):
         return weights  # detectron2 will say so
     prefix = Detectron2Handler.PREFIX
     return weights.replace(prefix, Detectron2Handler.S3_DETECTRON2_PREFIX, 1) if weights.startswith(prefix) else weights

@@ -57,19 +57,18 @@ def find_trained(
 
 def _find(model: str | os.PathLike | CfgNode, weights: str | os.PathLike | None) -> tuple[CfgNode | None, str]:
     """The config, or None where the weights hold it, and the weights."""
+    name = "" if isinstance(model, CfgNode) else os.path.expanduser(model)
+    if weights and not os.path.isdir(name) and ("://" in name or name.endswith(_WEIGHTS)):
+        raise GNDetError(f"{name} and {weights} are both weights: name one, or a config and weights.")
     if isinstance(model, CfgNode):
         cfg, file = model.clone(), weights or model.MODEL.WEIGHTS
-    elif os.path.isdir(name := os.path.expanduser(model)):
+    elif os.path.isdir(name):
         cfg, file = _config_in(name), _checkpoint_in(name, weights)
     elif name.startswith(model_zoo.URI) or (name in model_zoo.list() and not weights):
         cfg = model_zoo.get_detector_config(name.removeprefix(model_zoo.URI))
         file = cfg.MODEL.WEIGHTS
-        if weights:
-            raise GNDetError(f"{name} and {weights} are both weights: name one, or a config and weights.")
     elif "://" in name or name.endswith(_WEIGHTS):
         cfg, file = None, name
-        if weights:
-            raise GNDetError(f"{name} and {weights} are both weights: name one, or a config and weights.")
     else:
         cfg, file = _load_config(name), weights
     if not file:

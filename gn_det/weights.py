@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import Detectron2Handler, PathManager
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from . import model_zoo
@@ -35,7 +34,9 @@ def find_weights(name: str | os.PathLike) -> Path:
     name = os.fspath(name).partition("?")[0]  # the rest is for detectron2's checkpointer
     if name.startswith(model_zoo.URI):
         return model_zoo.get_weights(name.removeprefix(model_zoo.URI))
-    url = _url(name)
+    url = model_zoo.resolve(name)
+    if url.startswith("catalog://"):
+        raise GNDetError(f"The weights {name} could not be read: detectron2's catalog has none of that name.")
     if url.startswith(("https://", "http://")):
         entry = model_zoo.entry_of(url)
         return model_zoo.get_weights(entry.name) if entry and url in entry.urls else fetch(url)
@@ -60,19 +61,6 @@ def check_name(name: str) -> None:
 def _not_there(name: str) -> GNDetError:
     hint = f"; did you mean {model_zoo.URI}{name}?" if name in model_zoo.list() else "."
     return GNDetError(f"The weights {name} could not be read: there is no such file{hint}")
-
-
-def _url(name: str) -> str:
-    """detectron2's own names as the URLs that they stand for."""
-    try:
-        if name.startswith("catalog://"):
-            name = ModelCatalog.get(name.removeprefix("catalog://"))
-    except (RuntimeError, KeyError, AssertionError) as error:
-        raise GNDetError(
-            f"The weights {name} could not be read: detectron2's catalog has none of that name."
-        ) from error
-    prefix = Detectron2Handler.PREFIX
-    return Detectron2Handler.S3_DETECTRON2_PREFIX + name.removeprefix(prefix) if name.startswith(prefix) else name
 
 
 class Checkpointer(DetectionCheckpointer):
