@@ -13,9 +13,9 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .errors import GNDetError
+from .errors import GNDetError, did_you_mean
 from .inference import add_inference_keys, check_inference
-from .norm import NORM_KEYS, PER_SAMPLE, check_norm, did_you_mean, get_key
+from .norm import NORM_KEYS, PER_SAMPLE, check_norm, get_key
 from .switches import add_switches, check_switches
 
 # Norm key, the key that names a part that reads it, and gn_det's own parts there, which follow the whole switch.

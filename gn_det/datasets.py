@@ -15,6 +15,7 @@ from PIL import Image
 
 from . import shapes
 from .errors import GNDetError
+from .files import save_json
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def _check_and_register(
         shown = "; ".join(problems[:_SHOWN] + more)
         raise GNDetError(f"{json_file} has {len(problems)} problem{'s' * (len(problems) > 1)}: {shown}.")
     facts = _clean(data)
-    _write(clean_file, data)
+    save_json(clean_file, data, indent=None)
     load = functools.partial(load_coco_json, str(clean_file), str(image_root or ""), name)
     ids = sorted(row["id"] for row in data["categories"])
     _register(name, load, clean_file, image_root or "", facts["classes"], ids)
@@ -248,13 +249,6 @@ def _clean(data: dict) -> dict:
         "masks": any(row.get("segmentation") for row in objects),
         "rle": any(isinstance(row.get("segmentation"), dict) for row in objects),
     }
-
-
-def _write(path: Path, data: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # ranks write the same file at once
-    part.write_text(json.dumps(data))
-    os.replace(part, path)
 
 
 def _load_shapes(split: str) -> list[dict]:

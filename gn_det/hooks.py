@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from fvcore.common.checkpoint import Checkpointer
 from PIL import Image
 
 from .errors import GNDetError
+from .files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +86,11 @@ class BestCheckpoint(HookBase):
         trained = min(self.trainer.iter + 1, self.trainer.max_iter)  # at the end iter is one too high
         self._best = {"metric": self._metric, "value": value, "iteration": trained}
         data = {"model": self._checkpointer.model.state_dict(), "iteration": trained - 1, "best": self._best}
-        for name, part in self._checkpointer.checkpointables.items():
+        for name, kept in self._checkpointer.checkpointables.items():
             if name not in _TRAINING_STATE:
-                data[name] = part.state_dict()
-        part_file = self._path.with_suffix(".part")
-        torch.save(data, part_file)
-        os.replace(part_file, self._path)
+                data[name] = kept.state_dict()
+        with replacing(self._path) as part:
+            torch.save(data, part)
         logger.info(f"{self._metric} {value:.2f} is the best so far: kept as {self._path}")
 
 

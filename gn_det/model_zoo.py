@@ -24,8 +24,8 @@ from detectron2.utils.file_io import Detectron2Handler, PathHandler, PathManager
 from torch import nn
 
 from .config import load_config
-from .errors import GNDetError
-from .norm import did_you_mean
+from .errors import GNDetError, did_you_mean
+from .files import replacing
 
 URI = "gn_det://"
 
@@ -213,7 +213,9 @@ def _in_detectron2s_names(name: str) -> Path:
     source = get_weights(name)
     target = source.with_name(f"{source.name}~{_digest(source, 'sha256')[:16]}.detectron2.pth")
     if not target.is_file():
-        _save(_converted(source), target)
+        data = _converted(source)
+        with replacing(target, hint="; set $FVCORE_CACHE to another folder") as part:
+            torch.save(data, part)
         for old in source.parent.glob(f"{glob.escape(source.name)}~*.detectron2.pth"):
             if old != target:
                 old.unlink(missing_ok=True)
@@ -232,18 +234,6 @@ def _converted(source: Path) -> dict[str, Any]:
     if done.backbone_only:
         data["matching_heuristics"] = True  # with which detectron2 finds the place of a ResNet in a model
     return data
-
-
-def _save(data: dict[str, Any], target: Path) -> None:
-    """As a whole or not at all, whoever else does so at the same time."""
-    part = target.with_name(f"{target.name}.{os.getpid()}")
-    try:
-        torch.save(data, part)
-        os.replace(part, target)
-    except (OSError, RuntimeError) as error:
-        raise GNDetError(f"{target} cannot be written ({error}): $FVCORE_CACHE names another folder.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 PathManager.register_handler(ZooHandler())

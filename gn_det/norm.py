@@ -5,9 +5,8 @@ y = gamma * (x - mu) / sqrt(var + eps) + beta (Eq. 1, 2, 6 of the paper, arXiv 1
 which mu and var are taken.
 """
 
-import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
@@ -16,7 +15,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.utils import comm
 from torch import nn
 
-from .errors import GNDetError
+from .errors import GNDetError, did_you_mean
 
 # Where detectron2 keeps the norm of a part.
 NORM_KEYS = ("MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NORM")
@@ -95,14 +94,6 @@ def check_norm(cfg: CfgNode, key: str) -> None:
         )
     if cfg.MODEL.GN.EPS <= 0:
         raise GNDetError(f"MODEL.GN.EPS is {cfg.MODEL.GN.EPS}, and must be above 0; the paper's is 1e-5.")
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)`` for the known word nearest to ``word``, else a list of what is known."""
-    near = difflib.get_close_matches(str(word).lower(), [k.lower() for k in known], n=1, cutoff=0.6)
-    if near:
-        return " (did you mean " + repr(next(k for k in known if k.lower() == near[0])) + "?)"
-    return f"; known are {', '.join(map(repr, known))}" if len(known) < 30 else ""
 
 
 class GroupNorm(nn.GroupNorm):

@@ -21,11 +21,12 @@ from detectron2.engine import DefaultTrainer
 from tqdm import tqdm
 
 from .config import check_config, load_config
-from .errors import GNDetError
+from .errors import GNDetError, did_you_mean
+from .files import save_json
 from .launch import launch, run_tool
-from .norm import NORM_KEYS, NORMS, did_you_mean, get_key
+from .norm import NORM_KEYS, NORMS, get_key
 from .norm_tables import draw_study, study_tables
-from .records import config_digest, make_record, read_record, save_json
+from .records import config_digest, make_record, read_record
 from .run import config_of, prepare
 from .train_net import main
 

@@ -19,6 +19,7 @@ from tabulate import tabulate
 
 from .config import get_cfg, load_config, shipped_configs
 from .errors import GNDetError
+from .files import save_json
 from .metrics import METRICS, in_record
 from .model_zoo import published
 
@@ -126,15 +127,6 @@ def write_record(folder: str, record: dict) -> Path:
         parts.append(f"{record['iteration']:07d}")
     path = Path(folder) / "records" / ("-".join(parts).replace(os.sep, "_") + ".json")
     return save_json(path, record)
-
-
-def save_json(path: Path, data: dict) -> Path:
-    """Write a file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(part, path)
-    return path
 
 
 def read_record(path: str | Path) -> dict:

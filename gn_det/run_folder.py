@@ -10,7 +10,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .config import load_config
 from .datasets import register_again
 from .errors import GNDetError
-from .records import read_record, save_json
+from .files import save_json
+from .records import read_record
 
 
 def remember_datasets(folder: str | Path, names: tuple[str, ...]) -> None:

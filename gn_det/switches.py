@@ -6,9 +6,9 @@ import math
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from .errors import GNDetError
+from .errors import GNDetError, did_you_mean
 from .metrics import metric_names
-from .norm import PER_SAMPLE, did_you_mean
+from .norm import PER_SAMPLE
 
 
 def add_switches(cfg: CfgNode) -> None:

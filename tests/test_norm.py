@@ -16,7 +16,6 @@ from gn_det.norm import (
     NORM_KEYS,
     check_groups,
     check_norm,
-    did_you_mean,
     get_key,
     is_norm,
     norm_layer,
@@ -337,10 +336,6 @@ def test_with_norms_leaves_the_config_alone():
     assert get_key(copy, KEY)(12).num_groups == 1
     again = with_norms(copy)  # a part may be handed what another part made
     assert get_key(again, KEY) is get_key(copy, KEY)
-
-
-def test_did_you_mean_says_nothing_of_a_long_list():
-    assert did_you_mean("zzz", [f"key{i}" for i in range(50)]) == ""
 
 
 class FusedGroupNorm(nn.Module):

@@ -19,7 +19,8 @@ import torch
 from ..analysis import image_size
 from ..config import load_config
 from ..errors import GNDetError
-from ..records import changed_keys, environment, save_json
+from ..files import save_json
+from ..records import changed_keys, environment
 from . import stages
 from .figure import draw
 from .operations import operations

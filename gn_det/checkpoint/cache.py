@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
 from ..errors import GNDetError
+from ..files import save_json
 from .content import check_content
 
 _LONGEST_NAME, _LONGEST_PATH = 150, 1000  # characters; file systems take 255 a name, and some 4096 in all
@@ -139,13 +140,12 @@ def read_record(path: Path) -> dict:
 
 
 def write_record(path: Path, record: dict) -> None:
-    """As a whole or not at all."""
-    part = beside(path, f"json.{os.getpid()}")
-    try:
-        part.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(part, beside(path, "json"))
-    finally:
-        part.unlink(missing_ok=True)
+    """Write the record of a download beside it.
+
+    Raises:
+        GNDetError: it cannot be written there.
+    """
+    save_json(beside(path, "json"), record)
 
 
 def check_cached(path: Path, url: str, sha256: str, size: int) -> None:
@@ -167,5 +167,5 @@ def check_cached(path: Path, url: str, sha256: str, size: int) -> None:
     except GNDetError as error:
         raise GNDetError(f"{error} Remove the file to have it downloaded again.") from None
     if not record:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(GNDetError):
             write_record(path, found)

@@ -8,12 +8,13 @@ import torch
 from tabulate import tabulate
 
 from ..errors import GNDetError
+from ..files import replacing
 from .convert import convert
 from .fit import part_of
 from .load import notes_in, read_file
 from .mapping import FOLDED, Converted
 from .pickles import one_line
-from .safetensors_io import notes_text, packed, parts_of, replacing, write_safetensors
+from .safetensors_io import notes_text, packed, parts_of, write_safetensors
 
 #: What can be written, and the suffix by which it is told.
 FORMATS = {"detectron2": ".pth", "safetensors": ".safetensors"}

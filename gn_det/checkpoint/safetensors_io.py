@@ -1,16 +1,15 @@
 """safetensors: weights and text in a file that can run nothing."""
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..errors import GNDetError
+from ..files import replacing
 
 _OURS = "gn_det"  # the entry of the metadata that has the notes, as JSON: safetensors keeps text only
 
@@ -93,27 +92,3 @@ def packed(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         seen.add(storage.data_ptr())
         result[name] = tensor
     return result
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to. What is there at the end takes the place of ``path``; after a failure it is gone.
-
-    Raises:
-        GNDetError: it cannot be written there.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.touch()
-        mode = part.stat().st_mode
-        yield part
-        part.chmod(mode)  # safetensors writes for its owner alone
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors have their own for a full disk
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise GNDetError(f"{path} cannot be written: {reason}.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()

@@ -1,6 +1,5 @@
 """The page itself: what its template is given, and its writing."""
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..errors import GNDetError
+from ..files import save_text
 from ..metrics import METRICS
 from ..norm import NORM_KEYS, get_key
 from ..records import changed_keys
@@ -43,15 +43,7 @@ def write_report(
     text = render(read_source(folder, dataset), min_score)
     name = f"report-{dataset}.html".replace(os.sep, "_") if dataset else "report.html"
     path = Path(out) if out else Path(folder) / name
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise GNDetError(f"The report {path} cannot be written: {error.strerror}.") from None
-    return path
+    return save_text(path, text, name=f"The report {path}", errors="xmlcharrefreplace")
 
 
 def render(source: Source, min_score: float) -> str:
