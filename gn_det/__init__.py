@@ -1,7 +1,5 @@
 """Group Normalization (Wu & He, ECCV 2018, arXiv 1803.08494) for detectron2. Importing it registers its parts."""
 
-import warnings
-
 try:
     import detectron2
 except ImportError as error:
@@ -12,8 +10,9 @@ except ImportError as error:
         "or conda-forge, or run 'make demo' in gn_det's checkout, which installs one (see packaging/README.md)."
     ) from None
 
-with warnings.catch_warnings():  # detectron2 still uses torch.jit.script, about which its user can do nothing
-    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+from .quiet import quiet
+
+with quiet():
     import detectron2.modeling  # noqa: F401
 
 from . import datasets, model_zoo  # noqa: F401

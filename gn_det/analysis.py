@@ -9,10 +9,8 @@ and no values: the bytes of all storages that are alive at once, each counted on
 The heads get as many RoIs as the config allows, since a model with random weights would propose an arbitrary number.
 """
 
-import logging
 import math
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -34,6 +32,7 @@ from .execution import checkpoint_activations
 from .memory import inference, training_step
 from .model_parts import RCNNParts
 from .norm import is_norm, norm_name
+from .quiet import quiet
 
 _ASPECT = 4 / 3  # of most photographs, COCO's among them
 _MOST_PIXELS = 3000 * 4000  # counting takes about 0.5 KB of memory a pixel
@@ -140,9 +139,8 @@ def _build(cfg: CfgNode) -> nn.Module:
     check_config(cfg, has_checkpoint=True, eval_only=True)
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
         raise GNDetError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only GeneralizedRCNN is analysed.")
-    # What PyTorch says of detectron2's code, and its user cannot mend.
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    return build_model(cfg)
+    with quiet():
+        return build_model(cfg)
 
 
 def _padded(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
@@ -215,8 +213,7 @@ def _count(model: nn.Module, size: tuple[int, int], rois: dict[str, int]) -> tup
 
 def _by_part(parts: RCNNParts, analysis: JitModelAnalysis) -> dict[str, Counter]:
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).ancestor_mode("caller")
-    with warnings.catch_warnings():  # detectron2 still uses torch.jit.script, about which its user can do nothing
-        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+    with quiet():
         by_module = analysis.by_module_and_operator()
     names = parts.parts()
     counts = {}

@@ -3,12 +3,10 @@
 N objects or detections, on images of 480 x 640 pixels; of val2017's size by default.
 """
 
-import argparse
 import contextlib
 import copy
 import gc
 import io
-import json
 import statistics
 import time
 
@@ -19,7 +17,6 @@ from pycocotools.cocoeval import COCOeval
 
 from .errors import GNDetError
 from .fast_coco import FastCOCOeval
-from .launch import run_tool
 
 _SIZE = np.array([640, 480])  # width, height
 _CLASSES = 80
@@ -160,15 +157,3 @@ def _timed(evaluation: COCOeval) -> tuple[COCOeval, float]:
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation, time.perf_counter() - begun
-
-
-def cli() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000, help="of the set with boxes alone (default: %(default)s)")
-    parser.add_argument("--mask-images", type=int, default=500, help="of the set with masks (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs (default: %(default)s)")
-    print(json.dumps(measure(**vars(parser.parse_args())), indent=1))
-
-
-if __name__ == "__main__":
-    run_tool(cli)

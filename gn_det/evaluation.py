@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,24 @@ class COCOEvaluator(StockCOCOEvaluator):
         """
         images = set(self._coco_api.getImgIds())
         classes = self._metadata.thing_dataset_id_to_contiguous_id
-        for row in rows:
-            for key, known in (("image_id", images), ("category_id", classes)):
-                if row[key] not in known:
-                    raise GNDetError(f"{path}: there is a detection for {key} {row[key]}, which the annotations lack.")
+        check_ids(rows, images, classes, path)
         self.reset()
         detections = [{**row, "category_id": classes[row["category_id"]]} for row in rows]
         self._predictions: list[dict[str, Any]] = [{"image_id": None, "instances": detections}]
+
+
+def check_ids(rows: list[dict], images: Container, classes: Container, path: str | Path) -> None:
+    """Raise GNDetError where a detection is for an image or category that the annotations do not have.
+
+    Args:
+        rows: detections in COCO's result format.
+        images, classes: the ids in the annotations.
+        path: the file of the detections, for the error.
+    """
+    for row in rows:
+        for key, known in (("image_id", images), ("category_id", classes)):
+            if row[key] not in known:
+                raise GNDetError(f"{path}: there is a detection for {key} {row[key]}, which the annotations lack.")
 
 
 def read_detections(path: str | Path) -> list[dict]:

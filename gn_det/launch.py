@@ -1,8 +1,7 @@
-"""A run's processes: this one, several on this machine, or torchrun's; and how a tool ends."""
+"""A run's processes: this one, several on this machine, or torchrun's."""
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 
 import torch
@@ -49,21 +48,3 @@ def _join_torchrun(main: Callable[[argparse.Namespace], object], args: argparse.
         main(args)
     finally:
         dist.destroy_process_group()
-
-
-def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool's main; a user's mistake becomes one sentence on stderr and exit code 2."""
-    try:
-        main()
-    except GNDetError as error:
-        if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have nothing to add
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except torch.multiprocessing.ProcessRaisedException as error:
-        mistake = [line for line in str(error).splitlines() if "GNDetError: " in line]
-        if not mistake:
-            raise
-        print("error: " + mistake[-1].split("GNDetError: ", 1)[1], file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -142,7 +142,8 @@ def get(name: str, trained: bool = True) -> nn.Module:
     Raises:
         GNDetError: there is none of that name, its weights cannot be had or do not fit, or they are a backbone's.
     """
-    from .trained import choose_device, load_trained
+    from .device import choose_device
+    from .trained import load_trained
 
     cfg = get_detector_config(name) if trained else get_config(name)
     cfg.MODEL.DEVICE = choose_device(None)

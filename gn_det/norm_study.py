@@ -23,11 +23,12 @@ from tqdm import tqdm
 from .config import check_config, load_config
 from .errors import GNDetError, did_you_mean
 from .files import save_json
-from .launch import launch, run_tool
+from .launch import launch
 from .norm import NORM_KEYS, NORMS, get_key
 from .norm_tables import draw_study, study_tables
 from .records import config_digest, make_record, read_record
 from .run import config_of, prepare
+from .tool import run_tool
 from .train_net import main
 
 _DIVERGED = 3  # exit code of a training whose loss became infinite or NaN

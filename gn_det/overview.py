@@ -12,20 +12,11 @@ from tabulate import tabulate
 from torch import nn
 
 from .norm import is_norm, norm_name
+from .part_names import PARTS, part_of
 
 _WIDTH = 79  # characters of a line: a terminal's usual 80
 _MOST_CLASSES = 12  # with more, only the _SHOWN most and least frequent have a row
 _SHOWN = 4
-# The beginning of a module's name -> the part of the model that a paper would name. The longest that fits counts.
-_PARTS = {
-    "backbone": "backbone",
-    "backbone.fpn_": "FPN",
-    "proposal_generator": "RPN",
-    "roi_heads.res5": "C4 head",
-    "roi_heads.box_": "box head",
-    "roi_heads.mask_": "mask head",
-    "roi_heads.keypoint_": "keypoint head",
-}
 
 
 @dataclasses.dataclass
@@ -185,7 +176,7 @@ def _part_table(model: nn.Module) -> str:
     for name, module in model.named_modules():
         if is_norm(module):
             norms.setdefault(_part(name), []).append(module)
-    order = [*_PARTS.values()]
+    order = [part for _, part, _ in PARTS]
     parts = sorted({*trained, *frozen}, key=lambda part: order.index(part) if part in order else len(order))
     rows = [[part, trained[part] / 1e6, frozen[part] / 1e6, norms_text(norms.get(part, []))] for part in parts]
     rows.append(["all", trained.total() / 1e6, frozen.total() / 1e6, ""])
@@ -193,8 +184,8 @@ def _part_table(model: nn.Module) -> str:
 
 
 def _part(name: str) -> str:
-    known = [start for start in _PARTS if name.startswith(start)]
-    return _PARTS[max(known, key=len)] if known else name.split(".")[0]
+    """A head and its predictor are one row."""
+    return part_of(name).replace("predictor", "head")
 
 
 def norms_text(norms: Sequence[nn.Module]) -> str:

@@ -1,7 +1,6 @@
 """A trained model that takes images: files, folders, arrays, in batches."""
 
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,10 +13,12 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from PIL import Image
 
+from .device import choose_device
 from .errors import GNDetError
 from .images import read_all
 from .inference import precision
-from .trained import choose_device, find_trained, load_trained
+from .quiet import quiet
+from .trained import find_trained, load_trained
 
 
 @dataclass
@@ -170,9 +171,7 @@ class Predictor:
         if not batch:
             return
         try:
-            with torch.no_grad(), precision(self.cfg), warnings.catch_warnings():
-                # detectron2's, and no user can mend it.
-                warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
+            with torch.no_grad(), precision(self.cfg), quiet():
                 outputs = self.model([sample for _, sample in batch])
         except torch.cuda.OutOfMemoryError:
             raise GNDetError(

@@ -143,6 +143,15 @@ def read_record(path: str | Path) -> dict:
     return record
 
 
+def records_in(folder: str | Path) -> list[dict]:
+    """All records in a folder and its sub-folders.
+
+    Raises:
+        GNDetError: as :func:`read_record`.
+    """
+    return [read_record(path) for path in sorted(Path(folder).rglob("*.json"))]
+
+
 def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list[float]:
     """What a run's evaluations in its first ``until`` iterations gave for a metric (``bbox/AP``), oldest first."""
     values = {}

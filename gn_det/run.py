@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -16,9 +15,11 @@ from detectron2.utils.logger import setup_logger
 
 from . import datasets
 from .config import check_config, datasets_of_run, load_config
+from .device import choose_device
 from .errors import GNDetError
 from .heap import keep_freed_memory
 from .hooks import BEST_FILE
+from .quiet import silence_detectron2
 from .run_folder import remember_datasets
 from .switches import check_accumulation
 from .weights import check_name
@@ -62,7 +63,7 @@ def prepare(args: argparse.Namespace, weights: bool = True) -> CfgNode:
         GNDetError: whatever in the arguments, the config or the data cannot work.
     """
     cfg = config_of(args)
-    _choose_device(cfg, args.opts)
+    cfg.MODEL.DEVICE = _device(cfg, args.opts)
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more only compete
     has_checkpoint = _check_output_dir(cfg, args)
     _use_own_data(cfg, args)
@@ -86,18 +87,12 @@ def prepare(args: argparse.Namespace, weights: bool = True) -> CfgNode:
     return cfg
 
 
-def _choose_device(cfg: CfgNode, opts: list[str]) -> None:
-    try:
-        device = torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError:
-        raise GNDetError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, which is no device: take cuda or cpu.") from None
-    if device.type == "cuda" and torch.cuda.is_available():
-        return
-    if device.type == "cuda" and "MODEL.DEVICE" in opts:
-        raise GNDetError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but PyTorch finds no GPU here: leave it out, or say cpu."
-        )
-    cfg.MODEL.DEVICE = str(device) if device.type != "cuda" else "cpu"
+def _device(cfg: CfgNode, opts: list[str]) -> str:
+    """``MODEL.DEVICE``, but for a GPU that only the config asks for and this machine does not have: that is the CPU."""
+    name = cfg.MODEL.DEVICE
+    if name.startswith("cuda") and "MODEL.DEVICE" not in opts and not torch.cuda.is_available():
+        return "cpu"
+    return choose_device(name, "MODEL.DEVICE")
 
 
 def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> bool:
@@ -181,9 +176,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = prepare(args)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
-    # What detectron2 does with PyTorch, and its user cannot mend.
-    warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    silence_detectron2()
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed() % 2**31  # a record names its seed
     cfg.freeze()

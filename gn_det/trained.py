@@ -1,10 +1,8 @@
 """From what a run left, or a config and weights, to a model that is used."""
 
-import logging
 import os
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
@@ -15,8 +13,9 @@ from . import model_zoo
 from .checkpoint import read_notes
 from .config import add_gn_det_config, check_config, load_config, parse_config
 from .errors import GNDetError
-from .heap import keep_freed_memory
 from .inference import speed_up
+from .quiet import quiet
+from .run_folder import read_config
 from .weights import Checkpointer, find_weights
 
 _WEIGHTS = (".pth", ".pkl", ".pyth", ".safetensors")
@@ -63,7 +62,7 @@ def _find(model: str | os.PathLike | CfgNode, weights: str | os.PathLike | None)
     if isinstance(model, CfgNode):
         cfg, file = model.clone(), weights or model.MODEL.WEIGHTS
     elif os.path.isdir(name):
-        cfg, file = _config_in(name), _checkpoint_in(name, weights)
+        cfg, file = read_config(name), _checkpoint_in(name, weights)
     elif name.startswith(model_zoo.URI) or (name in model_zoo.list() and not weights):
         cfg = model_zoo.get_detector_config(name.removeprefix(model_zoo.URI))
         file = cfg.MODEL.WEIGHTS
@@ -86,13 +85,6 @@ def _load_config(name: str) -> CfgNode:
         raise GNDetError(f"{name} is neither a folder, a checkpoint nor a config: {error}") from None
 
 
-def _config_in(folder: str) -> CfgNode:
-    config = os.path.join(folder, "config.yaml")
-    if not os.path.isfile(config):
-        raise GNDetError(f"{folder} is not the OUTPUT_DIR of a run: it has no config.yaml.")
-    return load_config(config)
-
-
 def _checkpoint_in(folder: str, weights: str | os.PathLike | None = None) -> str:
     """``weights`` in the folder if they are there, else as they are; without them the final ones, or the last."""
     if weights:
@@ -104,24 +96,6 @@ def _checkpoint_in(folder: str, weights: str | os.PathLike | None = None) -> str
     if not found:
         raise GNDetError(f"{folder} holds no checkpoint yet: neither model_final.pth nor what last_checkpoint names.")
     return found[0]
-
-
-def choose_device(asked: str | None) -> str:
-    """The device asked for, else a GPU where there is one.
-
-    Raises:
-        GNDetError: it is none, or not here.
-    """
-    gpus = torch.cuda.device_count()
-    try:
-        device = torch.device(asked or ("cuda" if gpus else "cpu"))
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise GNDetError(f"The device is {asked!r}: take cuda, cuda:1 or cpu.")
-    if device.type == "cuda" and (device.index or 0) >= gpus:
-        raise GNDetError(f"The device is {asked}, but PyTorch finds {gpus} GPUs here: leave it out, or say cpu.")
-    return str(device)
 
 
 def _classes(cfg: CfgNode, notes: dict) -> tuple[list[str], list[int]]:
@@ -147,13 +121,11 @@ def load_trained(cfg: CfgNode) -> nn.Module:
     Raises:
         GNDetError: the config cannot work, or the weights cannot be read or are another model's.
     """
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # about detectron2, and no user can mend it
     cfg.DATASETS.TEST = ()  # what it was trained on need not be here
     check_config(cfg, has_checkpoint=True, eval_only=True)
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise GNDetError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}: the predictor knows BGR and RGB.")
-    model = build_model(cfg).eval()
+    with quiet():
+        model = build_model(cfg).eval()
     Checkpointer(model, cfg=cfg, trains=False).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    if cfg.MODEL.DEVICE == "cpu":
-        keep_freed_memory()
     return speed_up(cfg, model)

@@ -1,5 +1,6 @@
 """Video files, a frame at a time, through OpenCV."""
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
@@ -10,9 +11,17 @@ import numpy as np
 
 from .errors import GNDetError
 
-# What OpenCV and FFmpeg grumble about a file is said here in a sentence.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence OpenCV and FFmpeg within a block: an error here is one sentence. The process keeps its own log level."""
+    level = cv2.utils.logging.getLogLevel()
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own, which OpenCV reads once, at the first video
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 class Video:
@@ -37,7 +46,8 @@ class Video:
         capture.release()
 
     def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(self.path, cv2.CAP_FFMPEG)
+        with _quiet():
+            capture = cv2.VideoCapture(self.path, cv2.CAP_FFMPEG)
         if not capture.isOpened():
             raise GNDetError(f"{self.path} cannot be read as a video.")
         return capture
@@ -45,7 +55,11 @@ class Video:
     def __iter__(self) -> Iterator[np.ndarray]:
         capture = self._open()
         try:
-            while (frame := capture.read()[1]) is not None:
+            while True:
+                with _quiet():
+                    frame = capture.read()[1]
+                if frame is None:
+                    return
                 yield frame
         finally:
             capture.release()
@@ -73,7 +87,8 @@ class VideoWriter:
         """
         if self._writer is None:
             height, width = frame.shape[:2]
-            self._writer = cv2.VideoWriter(self.path, cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
+            with _quiet():
+                self._writer = cv2.VideoWriter(self.path, cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
             if not self._writer.isOpened():
                 raise GNDetError(f"{self.path} cannot be written as a video.")
         self._writer.write(frame)

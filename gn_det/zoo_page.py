@@ -8,7 +8,6 @@ from tabulate import tabulate
 from . import model_zoo
 from .config import config_dir, shipped_configs
 from .model_zoo import Entry
-from .records import read_record
 
 _HEAD = """# Model zoo
 
@@ -28,13 +27,8 @@ _EVALUATE = "tools/train_net.py --config NAME --eval-only MODEL.WEIGHTS gn_det:/
 _TRAIN = "tools/train_net.py --config CONFIG MODEL.WEIGHTS gn_det://NAME"
 
 
-def zoo_page(results: str | Path) -> str:
-    """The page, with what the records in the folder ``results`` say of the entries.
-
-    Raises:
-        GNDetError: a record cannot be read.
-    """
-    records = [read_record(path) for path in sorted(Path(results).rglob("*.json"))]
+def zoo_page(records: Sequence[dict]) -> str:
+    """The page as Markdown, with the AP that the result records give for the entries."""
     entries = [model_zoo.get_entry(name) for name in model_zoo.list()]
     found = {entry.name: _measured(entry, records) for entry in entries}
     number = sum(map(bool, found.values()))

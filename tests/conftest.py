@@ -16,7 +16,7 @@ from faulty_server import serve
 
 from gn_det import model_zoo
 from gn_det.config import load_config
-from gn_det.launch import run_tool
+from gn_det.tool import run_tool
 from gn_det.trainer import build_checkpointer, build_model
 
 # A step of a full-depth model in about a second on one core. Random weights, nothing frozen.

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from gn_det.datasets import register_annotations
 from gn_det.evaluation import evaluate_detections
-from gn_det.launch import run_tool
+from gn_det.tool import run_tool
 
 
 def cli():

@@ -2,13 +2,13 @@
 """The model zoo: list what there is, fetch weights, write MODEL_ZOO.md."""
 
 import argparse
-from pathlib import Path
 
 from tabulate import tabulate
 
 from gn_det import model_zoo
-from gn_det.errors import GNDetError
-from gn_det.launch import run_tool
+from gn_det.files import save_text
+from gn_det.records import records_in
+from gn_det.tool import run_tool
 from gn_det.zoo_page import zoo_page
 
 
@@ -24,10 +24,7 @@ def _fetch(args: argparse.Namespace) -> None:
 
 
 def _table(args: argparse.Namespace) -> None:
-    try:
-        Path(args.out).write_text(zoo_page(args.results))
-    except OSError as error:
-        raise GNDetError(f"{args.out} cannot be written: {error.strerror}.") from None
+    save_text(args.out, zoo_page(records_in(args.results)))
 
 
 def cli():

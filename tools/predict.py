@@ -5,8 +5,9 @@ import argparse
 import sys
 
 from gn_det import Predictor
-from gn_det.launch import run_tool
+from gn_det.heap import keep_freed_memory
 from gn_det.predict import predict_files
+from gn_det.tool import run_tool
 
 
 def cli():
@@ -29,6 +30,8 @@ def cli():
     args = parser.parse_args()
     model = (args.config, args.model) if args.config else (args.model,)
     predictor = Predictor(*model, device=args.device, batch_size=args.batch_size, min_score=args.min_score)
+    if predictor.cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     tally = predict_files(predictor, args.inputs, out=args.out, json_file=args.json)
     sys.exit(1 if tally.skipped else 0)
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Train a model, or with --eval-only evaluate one."""
 
-from gn_det.launch import launch, run_tool
+from gn_det.launch import launch
 from gn_det.run import argument_parser
+from gn_det.tool import run_tool
 from gn_det.train_net import main
 
 

@@ -5,21 +5,20 @@ import contextlib
 import dataclasses
 import datetime
 import gc
-import importlib
-import logging
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..analysis import image_size
+from ..benchmark_coco import measure
 from ..config import load_config
+from ..device import choose_device
 from ..errors import GNDetError
 from ..files import save_json
+from ..quiet import quiet
 from ..records import changed_keys, environment
 from . import stages
 from .figure import draw
@@ -29,17 +28,12 @@ from .stages import Setup
 from .table import tables
 from .training import training
 
-_COCO = "gn_det.benchmark_coco"
 _SIDES = [side_name(norm, way) for norm in NORMS for way in WAYS]
 
 
 def coco(setup: Setup) -> dict:
     """COCOeval through hotcoco beside pycocotools, on made-up detections of val2017's size."""
-    try:
-        module: Any = importlib.import_module(_COCO)
-    except ModuleNotFoundError:
-        return {"not measured": f"there is no {_COCO} here"}
-    return module.measure(repeats=setup.repeats)
+    return measure(repeats=setup.repeats)
 
 
 # Name of a stage -> what runs it, and the images of a batch where none are asked for.
@@ -61,7 +55,7 @@ def benchmark(args: argparse.Namespace) -> dict:
     setup, wanted = _setup(args)
     output = _folder(args.output)
     record = _described(setup)
-    with _quiet():
+    with quiet(), _frozen_garbage():
         for stage in wanted:
             run, batch = STAGES[stage]
             record["stages"][stage] = run(dataclasses.replace(setup, batch=args.batch or batch))
@@ -75,18 +69,14 @@ def benchmark(args: argparse.Namespace) -> dict:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what PyTorch says of detectron2's code, and garbage sought only in what is made from here on."""
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+def _frozen_garbage() -> Iterator[None]:
+    """No garbage collection of what was made before, which would disturb the timings."""
     gc.collect()
     gc.freeze()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
-        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
-        try:
-            yield
-        finally:
-            gc.unfreeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
@@ -98,11 +88,7 @@ def _setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
         raise GNDetError(f"--batch is {args.batch}; it is a number of images, and at least 1.")
     if args.repeats < 1:
         raise GNDetError(f"--repeats is {args.repeats}; it is a number of rounds, and at least 1.")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda"):
-        raise GNDetError(f"--device is {device!r}; it is cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise GNDetError("--device is cuda, but PyTorch finds no GPU here: take cpu.")
+    device = choose_device(args.device, "--device")
     cfg = load_config(args.config, args.opts)
     cfg.MODEL.DEVICE, cfg.SEED, cfg.DATASETS.TEST = device, args.seed, ()
     stock_config(cfg)  # says so where there is none

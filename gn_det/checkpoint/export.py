@@ -9,8 +9,8 @@ from tabulate import tabulate
 
 from ..errors import GNDetError
 from ..files import replacing
+from ..part_names import part_of
 from .convert import convert
-from .fit import part_of
 from .load import notes_in, read_file
 from .mapping import FOLDED, Converted
 from .pickles import one_line

@@ -10,21 +10,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# What each stands for in a sentence, and the config key of its norm. The first prefix that fits is a tensor's part.
-_PARTS = (
-    ("backbone.fpn_", "FPN", "MODEL.FPN.NORM"),
-    ("backbone.top_block.", "FPN", "MODEL.FPN.NORM"),
-    ("backbone.", "backbone", "MODEL.RESNETS.NORM"),
-    ("roi_heads.res5.", "conv5 head", "MODEL.RESNETS.NORM"),
-    ("proposal_generator.", "RPN", ""),
-    ("roi_heads.box_head.", "box head", "MODEL.ROI_BOX_HEAD.NORM"),
-    ("roi_heads.box_predictor.", "box predictor", ""),
-    ("roi_heads.mask_head.predictor.", "mask predictor", ""),
-    ("roi_heads.mask_head.", "mask head", "MODEL.ROI_MASK_HEAD.NORM"),
-    ("stem.", "backbone", "MODEL.RESNETS.NORM"),  # a ResNet alone
-    ("res", "backbone", "MODEL.RESNETS.NORM"),
-)
-_RESNET = ("backbone", "conv5 head")
+from ..part_names import norm_keys, part_of
+
+_RESNET = ("backbone", "C4 head")
 _PREDICTORS = ("box predictor", "mask predictor")
 RANDOM = {"classes", "partial"}  # accepted, these leave tensors random
 # Counts and constants of old checkpoints, which the config or nobody needs.
@@ -58,11 +46,6 @@ class Problem:
 
     word: str
     text: str
-
-
-def part_of(name: str) -> str:
-    """``roi_heads.box_head.conv1.weight`` -> ``box head``; its first component where it is none of an R-CNN's parts."""
-    return next((part for prefix, part, _ in _PARTS if name.startswith(prefix)), name.split(".")[0])
 
 
 def is_weight(name: str) -> bool:
@@ -179,7 +162,7 @@ def _norm_problem(fit: Fit, weights: Mapping[str, Tensor], model: nn.Module) -> 
     if not names:
         return None
     where = Counter(map(part_of, names)).most_common()
-    keys = [key for part, _ in where for _, known, key in _PARTS if known == part and key]
+    keys = [key for part, _ in where for key in norm_keys(part)]
     counts = ", ".join(f"{part} {count}" for part, count in where)
     ours = "none" if theirs == "a norm" else type(model.get_submodule(names[0])).__name__
     return Problem(

@@ -16,6 +16,7 @@ import hotcoco
 import numpy as np
 
 from ..errors import GNDetError
+from ..evaluation import check_ids
 from ..fast_coco import may_run
 
 KINDS = {"box": "bbox", "mask": "segm"}
@@ -121,10 +122,7 @@ class _Data:
         # The COCO API ranks equal scores by the order of the image ids.
         self.ranks = {i: n for n, i in enumerate(sorted(self.images, key=lambda i: (isinstance(i, str), i)))}
         self.classes = {row["id"]: index for index, row in enumerate(categories)}
-        for row in rows:
-            for key, known in (("image_id", self.images), ("category_id", self.classes)):
-                if row[key] not in known:
-                    raise GNDetError(f"{where}: there is a detection for {key} {row[key]}, which the annotations lack.")
+        check_ids(rows, self.images, self.classes, where)
         self.annotations = truth["annotations"]
         self.truth = hotcoco.COCO(
             {
