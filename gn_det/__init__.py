@@ -15,11 +15,15 @@ from .quiet import quiet
 with quiet():
     import detectron2.modeling  # noqa: F401
 
-from . import datasets, model_zoo  # noqa: F401
-from .backbone import build_gn_resnet_backbone, build_gn_resnet_fpn_backbone  # noqa: F401
-from .config import add_gn_det_config, check_config, get_cfg  # noqa: F401
+from . import _moved, model_zoo  # noqa: F401
+from .config.checks import check_config  # noqa: F401
+from .config.defaults import add_gn_det_config, get_cfg  # noqa: F401
+from .data import coco  # noqa: F401
 from .errors import GNDetError  # noqa: F401
-from .predictor import Prediction, Predictor  # noqa: F401
-from .roi_heads import FastRCNN4Conv1FCGNHead, MaskRCNNConvUpsampleGNHead, Res5GNROIHeads  # noqa: F401
+from .modeling.backbone import build_gn_resnet_backbone, build_gn_resnet_fpn_backbone  # noqa: F401
+from .modeling.roi_heads import FastRCNN4Conv1FCGNHead, MaskRCNNConvUpsampleGNHead, Res5GNROIHeads  # noqa: F401
+from .prediction.predictor import Prediction, Predictor  # noqa: F401
+
+_moved.install()
 
 __version__ = "0.1.0"

@@ -2,7 +2,6 @@
 
 import runpy
 import sys
-import types
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -15,9 +14,10 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from faulty_server import serve
 
 from gn_det import model_zoo
-from gn_det.config import load_config
-from gn_det.tool import run_tool
-from gn_det.trainer import build_checkpointer, build_model
+from gn_det.checkpoint.checkpointer import build_checkpointer
+from gn_det.config.files import load_config
+from gn_det.launch.tool import run_tool
+from gn_det.training.trainer import build_model
 
 # A step of a full-depth model in about a second on one core. Random weights, nothing frozen.
 SMALL = """
@@ -126,9 +126,10 @@ class Downloads(dict):
 
 @pytest.fixture
 def downloads(monkeypatch, tmp_path) -> Downloads:
-    """What gn_det.checkpoint.fetch gives, and no network."""
+    """Files in the place of what would be downloaded, and no network."""
     fake = Downloads(tmp_path)
-    monkeypatch.setitem(sys.modules, "gn_det.checkpoint.fetch", types.SimpleNamespace(fetch=fake.fetch))
+    for module in ("zoo.index", "checkpoint.uri", "evaluation.published_detections"):
+        monkeypatch.setattr(f"gn_det.{module}.fetch", fake.fetch)
     return fake
 
 
@@ -186,7 +187,7 @@ def cache(tmp_path, monkeypatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("gn_det.checkpoint.download.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("gn_det.checkpoint.download.LONGEST_PAUSE", 0.1)
-    monkeypatch.setattr("gn_det.checkpoint.download.READ_TIMEOUT", 5.0)
+    monkeypatch.setattr("gn_det.download.transfer.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("gn_det.download.transfer.LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr("gn_det.download.transfer.READ_TIMEOUT", 5.0)
     return tmp_path / "cache" / "gn_det"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gn_det import GNDetError
-from gn_det.checkpoint.fetch import fetch
+from gn_det.download.fetch import fetch
 
 BODY = pickle.dumps({"weight": np.random.default_rng(0).bytes(400_000)}, 3)
 SHA = hashlib.sha256(BODY).hexdigest()

@@ -11,11 +11,11 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from gn_det import GNDetError
-from gn_det.analysis import analyze, image_size
-from gn_det.analysis_tables import format_analysis
-from gn_det.config import config_dir, load_config
-from gn_det.memory import LiveStorages, inference, training_step
-from gn_det.model_parts import RCNNParts
+from gn_det.config.files import config_dir, load_config
+from gn_det.cost.memory import LiveStorages, inference, training_step
+from gn_det.cost.model import analyze, image_size
+from gn_det.cost.parts import RCNNParts
+from gn_det.cost.tables import format_analysis
 
 SMALL = "quickstart_R18_FPN_gn_scratch"
 C4 = "mask_rcnn_R50_C4_gn"
@@ -72,7 +72,7 @@ def test_heads_are_linear_in_the_rois(name, monkeypatch):
     """One RoI multiplied is what that many RoIs cost: here detectron2's count of the parts, run on all of them."""
     from detectron2.utils.analysis import FlopCountAnalysis
 
-    from gn_det import analysis
+    from gn_det.cost import model as analysis
 
     opts = ["MODEL.RPN.POST_NMS_TOPK_TEST", 5, "TEST.DETECTIONS_PER_IMAGE", 3]
     cfg = load_config(name, [*map(str, opts), "MODEL.DEVICE", "cpu"])

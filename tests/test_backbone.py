@@ -12,9 +12,9 @@ from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from torch import nn
 
-from gn_det.backbone import build_gn_resnet_backbone, build_gn_resnet_fpn_backbone
-from gn_det.config import get_cfg
+from gn_det.config.defaults import get_cfg
 from gn_det.errors import GNDetError
+from gn_det.modeling.backbone import build_gn_resnet_backbone, build_gn_resnet_fpn_backbone
 
 RGB = ShapeSpec(channels=3)
 BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}

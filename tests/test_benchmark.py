@@ -17,9 +17,9 @@ from gn_det.benchmark.table import NOT_MEASURED, summary
 from gn_det.benchmark.timeline import PARTS, Stretches
 from gn_det.benchmark.timing import Subject, interleave, ratio, seconds, stopwatch
 from gn_det.benchmark.training import training
-from gn_det.config import load_config
+from gn_det.config.files import load_config
 from gn_det.errors import GNDetError
-from gn_det.norm import is_norm, norm_name
+from gn_det.modeling.norm import is_norm, norm_name
 
 QUICK = "quickstart_R18_FPN_gn_scratch"
 SMALL = ["MODEL.RPN.PRE_NMS_TOPK_TEST", "100", "MODEL.RPN.POST_NMS_TOPK_TEST", "16", "TEST.DETECTIONS_PER_IMAGE", "8"]

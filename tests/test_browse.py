@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gn_det import shapes
-from gn_det.data_check import Finding
-from gn_det.visualize import contact_sheet
+from gn_det.data import shapes
+from gn_det.data.checks import Finding
+from gn_det.drawing.instances import contact_sheet
 
 pytest.importorskip("cv2", reason="detectron2's Visualizer needs OpenCV")
-from gn_det.browse import choose
+from gn_det.cli.browse import choose
 
 SMALL = "quickstart_R18_FPN_gn_scratch"
 
@@ -144,7 +144,7 @@ def test_mistakes_are_one_sentence(tool, data, arguments):
 
 def test_without_opencv_it_is_named(tool, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.delitem(sys.modules, "gn_det.visualize", raising=False)
+    monkeypatch.delitem(sys.modules, "gn_det.drawing.instances", raising=False)
     for name in [name for name in sys.modules if name.endswith("detectron2.utils.visualizer")]:
         monkeypatch.delitem(sys.modules, name)
     code, _, error = tool(*train(data))

@@ -8,7 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from gn_det import GNDetError
-from gn_det.weights import Checkpointer
+from gn_det.checkpoint.checkpointer import Checkpointer
 
 
 class Runs:

@@ -5,7 +5,14 @@ import statistics
 import pytest
 
 from gn_det import GNDetError
-from gn_det.comparison import difference, draw_runs, load_runs, mean_and_spread, paper_rows, runs_table
+from gn_det.evaluation.comparison import (
+    difference,
+    draw_runs,
+    load_runs,
+    mean_and_spread,
+    paper_rows,
+    runs_table,
+)
 
 
 def record(box_ap: float, seed: int = 1, **more) -> dict:

@@ -9,17 +9,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from gn_det.config import (
-    add_gn_det_config,
-    check_config,
-    config_dir,
-    find_config,
-    get_cfg,
-    load_config,
-    shipped_configs,
-)
+from gn_det.config.checks import check_config
+from gn_det.config.defaults import add_gn_det_config, get_cfg
+from gn_det.config.files import config_dir, find_config, load_config, shipped_configs
 from gn_det.errors import GNDetError
-from gn_det.norm import NORM_KEYS
+from gn_det.modeling.norm import NORM_KEYS
 
 SHIPPED = shipped_configs()
 RUNNABLE = [name for name in SHIPPED if not name.startswith("Base-")]

@@ -16,10 +16,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 import gn_det
-from gn_det.config import check_config, config_dir, load_config, shipped_configs
-from gn_det.model_zoo import published
-from gn_det.norm import is_norm
-from gn_det.solver import build_optimizer
+from gn_det.config.checks import check_config
+from gn_det.config.files import config_dir, load_config, shipped_configs
+from gn_det.modeling.norm import is_norm
+from gn_det.training.solver import build_optimizer
+from gn_det.zoo.index import published
 
 FILES = shipped_configs()
 TOP = [name for name, path in FILES.items() if path.parent == config_dir()]
@@ -29,7 +30,7 @@ RUNNABLE = PAPER + QUICK
 ZOO = [
     name for name in FILES if name not in TOP and not name.startswith("Base-")
 ]  # more of them in test_zoo_configs.py
-ROWS = json.loads(Path(gn_det.__file__).with_name("published.json").read_text())["rows"]
+ROWS = json.loads((Path(gn_det.__file__).with_name("zoo") / "published.json").read_text())["rows"]
 
 # The norms of backbone, FPN, box head and mask head; "" is none. A C4 model has no FPN, and conv5 for a box head.
 NORMS = {

@@ -24,7 +24,7 @@ from foreign import (
 from gn_det import GNDetError, Predictor
 from gn_det.checkpoint import FOLDED, convert, origin_of, place, read_file, read_notes, write_safetensors
 from gn_det.checkpoint.export import mapping_report
-from gn_det.config import load_config
+from gn_det.config.files import load_config
 
 # Half of the usual width, as foreign's scale 2.
 HALF = (

@@ -8,8 +8,8 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from gn_det import GNDetError
-from gn_det.config import load_config
-from gn_det.data_check import check_data, format_check
+from gn_det.config.files import load_config
+from gn_det.data.checks import check_data, format_check
 
 CLASSES = ["cat", "dog"]
 

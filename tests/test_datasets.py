@@ -7,7 +7,7 @@ from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 from gn_det import GNDetError
-from gn_det.datasets import register_coco_json
+from gn_det.data.coco import register_coco_json
 
 SQUARE = {"bbox": [2, 3, 10, 10], "segmentation": [[2, 3, 12, 3, 12, 13, 2, 13]]}
 GOOD = {

@@ -13,12 +13,12 @@ import torch
 import torch.utils.data.dataloader
 from detectron2.modeling import build_model
 
-from gn_det.analysis import analyze
-from gn_det.analysis_tables import format_analysis
-from gn_det.config import config_dir, load_config
-from gn_det.memory import training_step
-from gn_det.model_parts import RCNNParts
-from gn_det.norm import is_norm
+from gn_det.config.files import config_dir, load_config
+from gn_det.cost.memory import training_step
+from gn_det.cost.model import analyze
+from gn_det.cost.parts import RCNNParts
+from gn_det.cost.tables import format_analysis
+from gn_det.modeling.norm import is_norm
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = {name: (REPO / "docs" / f"{name}.md").read_text() for name in ("tools", "migrate", "troubleshooting")}

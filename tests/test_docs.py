@@ -29,7 +29,8 @@ from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 
-from gn_det import get_cfg, shapes
+from gn_det import get_cfg
+from gn_det.data import shapes
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]

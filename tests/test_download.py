@@ -25,10 +25,10 @@ from faulty_server import (
 )
 
 from gn_det import GNDetError
-from gn_det.checkpoint import download as download_module
-from gn_det.checkpoint.content import check_content
-from gn_det.checkpoint.download import NotDownloaded, _is_passing, _next, _seconds
-from gn_det.checkpoint.fetch import cache_path, fetch
+from gn_det.download import transfer as download_module
+from gn_det.download.content import check_content
+from gn_det.download.fetch import cache_path, fetch
+from gn_det.download.transfer import NotDownloaded, _is_passing, _next, _seconds
 
 pytestmark = pytest.mark.usefixtures("cache")
 

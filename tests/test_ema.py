@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from gn_det.ema import EMA
+from gn_det.training.ema import EMA
 
 
 def trained(decay: float, steps: int) -> tuple[EMA, list[dict]]:

@@ -7,8 +7,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from gn_det import GNDetError, get_cfg
-from gn_det.datasets import register_annotations
-from gn_det.evaluation import COCOEvaluator, evaluate, evaluate_detections
+from gn_det.data.coco import register_annotations
+from gn_det.evaluation.evaluator import COCOEvaluator, evaluate, evaluate_detections
 
 FIXTURE = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "coco_eval_fixture"
 BIG = [10, 10, 100, 100]  # x, y, width, height in pixels: "large" for COCO

@@ -11,11 +11,17 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from gn_det import GNDetError
-from gn_det.config import load_config
-from gn_det.execution import apply_switches, checkpoint_activations, compile_backbone, keep_rois_exact, to_channels_last
-from gn_det.memory import training_step
-from gn_det.model_parts import RCNNParts
-from gn_det.trainer import build_model
+from gn_det.acceleration.training import (
+    apply_switches,
+    checkpoint_activations,
+    compile_backbone,
+    keep_rois_exact,
+    to_channels_last,
+)
+from gn_det.config.files import load_config
+from gn_det.cost.memory import training_step
+from gn_det.cost.parts import RCNNParts
+from gn_det.training.trainer import build_model
 
 R18 = "quickstart_R18_FPN_gn_scratch"
 

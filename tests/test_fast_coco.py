@@ -15,10 +15,10 @@ from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_util
 
-from gn_det import fast_coco, get_cfg
-from gn_det.benchmark_coco import measure
-from gn_det.evaluation import COCOEvaluator, build_evaluator
-from gn_det.fast_coco import encode_masks
+from gn_det import get_cfg
+from gn_det.benchmark.coco import measure
+from gn_det.evaluation.evaluator import COCOEvaluator, build_evaluator, fast_coco
+from gn_det.evaluation.fast_coco import encode_masks
 
 HEIGHT, WIDTH = 120, 150
 IMAGES = (7, -3, 0, 12, 5, 900)  # no object is in the last

@@ -19,8 +19,8 @@ from types import SimpleNamespace
 import pytest
 from faulty_server import BODY, PAGE, SHA, good, held, left, refused, status
 
-from gn_det.checkpoint.cache import beside
-from gn_det.checkpoint.fetch import cache_path, fetch
+from gn_det.download.cache import beside
+from gn_det.download.fetch import cache_path, fetch
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -264,8 +264,8 @@ def test_six_processes_make_one_request(server):
 
 def test_who_waits_says_for_what(server, monkeypatch):
     said, heard = [], threading.Event()
-    monkeypatch.setattr("gn_det.checkpoint.fetch.say", lambda line: (said.append(line), heard.set()))
-    monkeypatch.setattr("gn_det.checkpoint.fetch._PATIENCE", 0.01)
+    monkeypatch.setattr("gn_det.download.fetch.say", lambda line: (said.append(line), heard.set()))
+    monkeypatch.setattr("gn_det.download.fetch._PATIENCE", 0.01)
     server.answers = [lambda handler: (heard.wait(4), good(handler))]
     other = in_child(lambda: fetch(server.url), wait=False)
     wait_for(lambda: server.requests)

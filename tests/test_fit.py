@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from gn_det.checkpoint.fit import compare, find_problem, is_weight, not_finite, part_of, report
-from gn_det.config import load_config
-from gn_det.norm import NORM_KEYS
+from gn_det.config.files import load_config
+from gn_det.modeling.norm import NORM_KEYS
 
 
 @functools.cache

@@ -9,11 +9,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from gn_det import GNDetError, shapes
-from gn_det.config import load_config
-from gn_det.datasets import register_coco_json
-from gn_det.hooks import BestCheckpoint, evaluations_without_gain, measured_now, show_predictions
-from gn_det.weights import Checkpointer
+from gn_det import GNDetError
+from gn_det.checkpoint.checkpointer import Checkpointer
+from gn_det.config.files import load_config
+from gn_det.data import shapes
+from gn_det.data.coco import register_coco_json
+from gn_det.training.hooks import BestCheckpoint, evaluations_without_gain, measured_now, show_predictions
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from detectron2.data.detection_utils import read_image as detectron2_read_image
 from PIL import Image
 
 from gn_det import GNDetError
-from gn_det.images import as_bgr, find_files, read_all, read_image
+from gn_det.prediction.images import as_bgr, find_files, read_all, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
 COLOUR = Image.fromarray(RGB)

@@ -27,7 +27,7 @@ from torch import nn
 
 from gn_det import GNDetError
 from gn_det.checkpoint import FOLDED, convert
-from gn_det.config import load_config
+from gn_det.config.files import load_config
 
 # Arguments of the makers of state dicts, and the config of the same network.
 DETECTORS = {

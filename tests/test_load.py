@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from gn_det import GNDetError
 from gn_det.checkpoint import read_file, read_notes, write_safetensors
 from gn_det.checkpoint.load import load_pickle
-from gn_det.config import parse_config
-from gn_det.trained import find_trained
+from gn_det.config.files import parse_config
+from gn_det.prediction.trained import find_trained
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.5, -2.0])}
 ARRAYS = {name: tensor.numpy() for name, tensor in WEIGHTS.items()}

@@ -8,12 +8,14 @@ import pytest
 import torch
 from detectron2.utils.file_io import PathManager
 
-from gn_det import model_zoo
-from gn_det.config import check_config, load_config, shipped_configs
+import gn_det
+from gn_det.config.checks import check_config
+from gn_det.config.files import load_config, shipped_configs
 from gn_det.errors import GNDetError
-from gn_det.trained import find_trained
+from gn_det.prediction.trained import find_trained
+from gn_det.zoo import index as model_zoo
 
-NAMES = model_zoo.list()
+NAMES = model_zoo.names()
 DETECTORS = [name for name in NAMES if model_zoo.get_entry(name).kind == "detector"]
 COCO_IMAGES = 117_266  # of train2017, with objects
 
@@ -162,7 +164,7 @@ def test_an_md5_is_held_against_the_file(downloads, monkeypatch):
 @pytest.mark.parametrize("call", ["get_entry", "get_config", "get_weights", "get"])
 def test_unknown_names_are_refused(name, call, downloads):
     with pytest.raises(GNDetError, match=f"There is no '{name}' in the model zoo") as error:
-        getattr(model_zoo, call)(name)
+        getattr(gn_det.model_zoo, call)(name)
     assert ("did you mean 'mask_rcnn_R50_FPN_gn'?" in str(error.value)) == (name == "mask_rcnn_R50_FPN_gm")
     with pytest.raises(GNDetError, match="There is no"):
         PathManager.get_local_path(f"gn_det://{name}")
@@ -216,14 +218,14 @@ def test_published_results_are_the_papers_or_else_those_of_the_weights():
 
 
 def test_a_model_without_weights_needs_no_network(downloads):
-    model = model_zoo.get("mmdet_faster_rcnn_R50_FPN_gn_ws_1x", trained=False)
+    model = gn_det.model_zoo.get("mmdet_faster_rcnn_R50_FPN_gn_ws_1x", trained=False)
     assert not model.training and not model.roi_heads.mask_on and downloads.asked == []
     x = torch.zeros(1, 3, 64, 64, device=model.device)
     assert set(model.backbone(x)) == {"p2", "p3", "p4", "p5", "p6"}
 
 
 def test_a_backbone_alone_predicts_nothing():
-    for ask in (lambda: model_zoo.get("R101_GN"), lambda: find_trained("gn_det://R101_GN")):
+    for ask in (lambda: gn_det.model_zoo.get("R101_GN"), lambda: find_trained("gn_det://R101_GN")):
         with pytest.raises(GNDetError, match="R101_GN is a backbone alone, with which mask_rcnn_R101_FPN_gn predicts"):
             ask()
 

@@ -10,9 +10,9 @@ from detectron2.layers.batch_norm import LayerNorm as Detectron2LayerNorm
 from detectron2.utils import comm
 from torch import nn
 
-from gn_det.config import get_cfg
+from gn_det.config.defaults import get_cfg
 from gn_det.errors import GNDetError
-from gn_det.norm import (
+from gn_det.modeling.norm import (
     NORM_KEYS,
     check_groups,
     check_norm,

@@ -3,11 +3,13 @@ import multiprocessing
 
 import pytest
 
-from gn_det import GNDetError, shapes
-from gn_det.config import check_config, load_config
-from gn_det.norm import NORM_KEYS, get_key
-from gn_det.norm_study import Study, Variant, overrides, plan
-from gn_det.run import argument_parser
+from gn_det import GNDetError
+from gn_det.config.checks import check_config
+from gn_det.config.files import load_config
+from gn_det.data import shapes
+from gn_det.experiments.norm_study import Study, Variant, overrides, plan
+from gn_det.launch.arguments import argument_parser
+from gn_det.modeling.norm import NORM_KEYS, get_key
 
 QUICK = "quickstart_R18_FPN_gn_scratch"
 

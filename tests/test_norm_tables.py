@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from gn_det.norm_tables import draw_study, study_tables
-from gn_det.records import read_record
+from gn_det.evaluation.records import read_record
+from gn_det.experiments.norm_tables import draw_study, study_tables
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -12,13 +12,13 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from gn_det.memory import training_step
-from gn_det.model_parts import RCNNParts
-from gn_det.norm import norm_name
+from gn_det.acceleration.fuse import FusedBottleneckBlock, FusedConv2d, fuse
+from gn_det.cost.memory import training_step
+from gn_det.cost.parts import RCNNParts
+from gn_det.modeling.norm import norm_name
 from gn_det.ops import FusedGroupNorm, native
-from gn_det.ops.blocks import FusedBottleneckBlock, FusedConv2d, fuse
-from gn_det.solver import build_optimizer
-from gn_det.trainer import build_model
+from gn_det.training.solver import build_optimizer
+from gn_det.training.trainer import build_model
 
 BLOCKS = {
     "stem": lambda: BasicStem(in_channels=8, out_channels=32, norm="GN"),

@@ -9,9 +9,9 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from torch import nn
 
-from gn_det import norm
-from gn_det.config import load_config
-from gn_det.overview import count, norms_text, overview
+from gn_det.config.files import load_config
+from gn_det.modeling import norm
+from gn_det.training.overview import count, norms_text, overview
 
 
 def rows(*images: list[int]) -> list[dict]:
@@ -42,7 +42,7 @@ def say():
             MetadataCatalog.get(name).set(thing_classes=[f"class {i}" for i in range(classes)])
         words = ["DATASETS.TRAIN", "('over_train',)", "DATASETS.TEST", "('over_test',)" if test else "()"]
         given = load_config("quickstart_R18_FPN_gn_scratch", [*words, *map(str, opts)])
-        from gn_det.trainer import Trainer
+        from gn_det.training.trainer import Trainer
 
         scaled = Trainer.auto_scale_workers(given, comm.get_world_size())
         return overview(given, scaled, Model(), count(train), start_iter).splitlines()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gn_det import GNDetError, Predictor
-from gn_det.predict import _places, _progress, predict_files
+from gn_det.prediction.files import _places, _progress, predict_files
 
 cv2 = pytest.importorskip("cv2", reason="drawing needs OpenCV")
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "predict.py"
@@ -204,7 +204,7 @@ def test_exit_codes(output_dir, monkeypatch, capsys):
 
 
 def test_progress_is_lines_without_a_terminal_and_a_bar_with_one(monkeypatch, capsys):
-    monkeypatch.setattr("gn_det.predict._SAY_EVERY", 0.0)
+    monkeypatch.setattr("gn_det.prediction.files._SAY_EVERY", 0.0)
     assert list(_progress(iter("ab"), 2, "image")) == ["a", "b"]
     assert capsys.readouterr().err == "image 1 of 2, 00:00 to go\nimage 2 of 2, 00:00 to go\n"
     assert list(_progress(iter("a"), 0, "frame")) == ["a"]

@@ -11,7 +11,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from gn_det import GNDetError, Predictor
-from gn_det.config import load_config
+from gn_det.config.files import load_config
 
 
 def picture(height: int = 60, width: int = 90, seed: int = 0) -> np.ndarray:

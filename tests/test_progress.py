@@ -5,7 +5,7 @@ import logging
 import pytest
 from detectron2.utils.events import CommonMetricPrinter, EventStorage
 
-from gn_det.progress import ProgressBar, on_terminal
+from gn_det.training.progress import ProgressBar, on_terminal
 
 
 class Terminal(io.StringIO):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from pycocotools import mask as mask_utils
 
-from gn_det import model_zoo, published_detections
 from gn_det.errors import GNDetError
-from gn_det.published_detections import check_published, format_checks
+from gn_det.evaluation import published_detections
+from gn_det.evaluation.published_detections import check_published, format_checks
+from gn_det.zoo import index as model_zoo
 
 NAME, URLS = "mask_rcnn_R50_FPN_gn", model_zoo.get_entry("mask_rcnn_R50_FPN_gn").detections
 FIXTURE = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "coco_eval_fixture"

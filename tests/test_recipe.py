@@ -2,8 +2,8 @@
 
 import pytest
 
-from gn_det.config import load_config
-from gn_det.recipe import OF_ORIGIN, contradiction, recipe_of
+from gn_det.checkpoint.recipe import OF_ORIGIN, contradiction, recipe_of
+from gn_det.config.files import load_config
 
 GN, BN, TORCHVISION = "mask_rcnn_R50_FPN_gn", "mask_rcnn_R50_FPN_frozenbn", "mask_rcnn_R50_FPN_bn_4conv1fc"
 

@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from gn_det.config import load_config
-from gn_det.records import changed_keys, config_digest, format_table, past_values, read_record, write_record
+from gn_det.config.files import load_config
+from gn_det.evaluation.records import (
+    changed_keys,
+    config_digest,
+    format_table,
+    past_values,
+    read_record,
+    write_record,
+)
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -16,14 +16,16 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from gn_det import GNDetError, run, shapes
-from gn_det.config import load_config
-from gn_det.datasets import read_annotations, register_annotations, register_coco_json
-from gn_det.evaluation import evaluate_detections
+from gn_det import GNDetError
+from gn_det.config.files import load_config
+from gn_det.data import shapes
+from gn_det.data.coco import read_annotations, register_annotations, register_coco_json
+from gn_det.evaluation.evaluator import evaluate_detections
+from gn_det.evaluation.run_folder import remember_datasets
+from gn_det.launch import run
 from gn_det.report import figures, tables, training, write_report
 from gn_det.report.analysis import analyse
 from gn_det.report.cases import choose
-from gn_det.run_folder import remember_datasets
 
 REPO = Path(__file__).resolve().parent.parent
 FIXTURE = REPO.parent / "shared" / "data" / "coco_eval_fixture"

@@ -8,7 +8,7 @@ from detectron2.structures import Boxes
 from torch import nn
 from torchvision.ops import roi_align
 
-from gn_det.roi_align import RowROIPooler, roi_align_rows, use_row_poolers
+from gn_det.acceleration.roi_align import RowROIPooler, roi_align_rows, use_row_poolers
 
 
 def boxes(number: int, images: int, height: int, width: int) -> torch.Tensor:

@@ -14,10 +14,10 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from gn_det.config import add_gn_det_config, get_cfg
+from gn_det.config.defaults import add_gn_det_config, get_cfg
 from gn_det.errors import GNDetError
-from gn_det.norm import is_norm
-from gn_det.roi_heads import FastRCNN4Conv1FCGNHead, MaskRCNNConvUpsampleGNHead, Res5GNROIHeads
+from gn_det.modeling.norm import is_norm
+from gn_det.modeling.roi_heads import FastRCNN4Conv1FCGNHead, MaskRCNNConvUpsampleGNHead, Res5GNROIHeads
 
 BOX_INPUT = ShapeSpec(channels=64, height=7, width=7)
 MASK_INPUT = ShapeSpec(channels=64, height=14, width=14)

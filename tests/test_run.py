@@ -11,10 +11,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from gn_det import GNDetError, shapes
-from gn_det.launch import launch
-from gn_det.run import argument_parser, prepare
-from gn_det.run_folder import read_datasets
+from gn_det import GNDetError
+from gn_det.data import shapes
+from gn_det.evaluation.run_folder import read_datasets
+from gn_det.launch.arguments import argument_parser
+from gn_det.launch.prepare import prepare
+from gn_det.launch.processes import launch
 
 REPO = Path(__file__).resolve().parent.parent
 SHORT = """SOLVER.MAX_ITER 4 SOLVER.STEPS () SOLVER.CHECKPOINT_PERIOD 2 SOLVER.IMS_PER_BATCH 2 SEED 5

@@ -8,9 +8,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from gn_det import GNDetError
-from gn_det.config import load_config
-from gn_det.datasets import register_coco_json
-from gn_det.run_folder import (
+from gn_det.config.files import load_config
+from gn_det.data.coco import register_coco_json
+from gn_det.evaluation.run_folder import (
     read_config,
     read_datasets,
     read_metrics,

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from gn_det import shapes
+from gn_det.data import shapes
 from gn_det.errors import GNDetError
 
 # pycocotools 2.0.11 with NumPy 2.

@@ -11,9 +11,10 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as detectron2_build_optimizer
 from torch import nn
 
-from gn_det.config import config_dir, get_cfg
-from gn_det.norm import norm_layer
-from gn_det.solver import build_optimizer
+from gn_det.config.defaults import get_cfg
+from gn_det.config.files import config_dir
+from gn_det.modeling.norm import norm_layer
+from gn_det.training.solver import build_optimizer
 
 LR, DECAY = 0.02, 1e-4
 

@@ -2,7 +2,8 @@ import pytest
 from detectron2.utils import comm
 
 from gn_det import GNDetError
-from gn_det.config import check_config, load_config
+from gn_det.config.checks import check_config
+from gn_det.config.files import load_config
 from gn_det.metrics import storage_key
 
 PERIOD = ("TEST.EVAL_PERIOD", 10)

@@ -10,8 +10,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from gn_det import GNDetError
-from gn_det.config import load_config
-from gn_det.train_step import TrainStep, build_train_step
+from gn_det.config.files import load_config
+from gn_det.training.step import TrainStep, build_train_step
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(3, 8, 2, generator=GENERATOR, dtype=torch.float64)  # iterations, images, inputs

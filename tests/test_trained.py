@@ -10,8 +10,8 @@ from detectron2.utils.file_io import PathHandler, PathManager
 
 from gn_det import GNDetError, Predictor
 from gn_det.checkpoint import read_notes
-from gn_det.config import load_config
-from gn_det.trained import find_trained, load_trained
+from gn_det.config.files import load_config
+from gn_det.prediction.trained import find_trained, load_trained
 
 SHIPPED = "quickstart_R18_FPN_gn_scratch"
 

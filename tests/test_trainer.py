@@ -14,11 +14,12 @@ from test_progress import Terminal
 from test_run import own_data, run_tool
 from torch import nn
 
-from gn_det import GNDetError, shapes
-from gn_det.config import load_config
-from gn_det.hooks import BestCheckpoint, EarlyStop
-from gn_det.records import write_record
-from gn_det.trainer import Trainer
+from gn_det import GNDetError
+from gn_det.config.files import load_config
+from gn_det.data import shapes
+from gn_det.evaluation.records import write_record
+from gn_det.training.hooks import BestCheckpoint, EarlyStop
+from gn_det.training.trainer import Trainer
 
 ROWS = [{"annotations": [{"category_id": 0}]}, {"annotations": []}]
 X = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]], dtype=torch.float64)
@@ -62,7 +63,7 @@ class Tiny(Trainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        from gn_det.trainer import _iteration
+        from gn_det.training.trainer import _iteration
 
         iteration = _iteration(cfg)
         value = cls.values.get(iteration, 0.0)
@@ -328,8 +329,8 @@ def test_hooks_have_their_turn_in_the_right_order(make):
 
 def test_on_a_terminal_the_bar_makes_room_for_evaluations(make, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("gn_det.trainer.on_terminal", lambda: True)
-    monkeypatch.setattr("gn_det.trainer.show_predictions", lambda cfg: print("an evaluation speaks"))
+    monkeypatch.setattr("gn_det.training.trainer.on_terminal", lambda: True)
+    monkeypatch.setattr("gn_det.training.trainer.show_predictions", lambda cfg: print("an evaluation speaks"))
     terminal = Terminal()
     with contextlib.redirect_stdout(terminal):
         make().train()

@@ -5,7 +5,7 @@ from gn_det import GNDetError
 
 cv2 = pytest.importorskip("cv2", reason="videos need OpenCV")
 
-from gn_det.video import Video, VideoWriter  # noqa: E402
+from gn_det.prediction.video import Video, VideoWriter  # noqa: E402
 
 
 def frames(number: int = 5, height: int = 48, width: int = 64) -> list[np.ndarray]:

@@ -8,12 +8,12 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from gn_det import shapes
-from gn_det.datasets import register_coco_json
+from gn_det.data import shapes
+from gn_det.data.coco import register_coco_json
 
 pytest.importorskip("cv2", reason="detectron2's Visualizer needs OpenCV")
 
-from gn_det.visualize import Colours, LabelVisualizer, draw_instances, draw_predictions
+from gn_det.drawing.instances import Colours, LabelVisualizer, draw_instances, draw_predictions
 
 
 @pytest.mark.parametrize("masks", [True, False])

@@ -9,9 +9,9 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from gn_det import GNDetError
-from gn_det.config import load_config
-from gn_det.hooks import EarlyStopped
-from gn_det.wandb_writer import WandbWriter
+from gn_det.config.files import load_config
+from gn_det.training.hooks import EarlyStopped
+from gn_det.training.wandb_writer import WandbWriter
 
 
 class Run:

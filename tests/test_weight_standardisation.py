@@ -8,12 +8,14 @@ from detectron2.modeling import build_model
 from torch import nn
 from torch.nn import functional as F
 
-from gn_det.analysis import analyze
-from gn_det.config import check_config, get_cfg, load_config
+from gn_det.config.checks import check_config
+from gn_det.config.defaults import get_cfg
+from gn_det.config.files import load_config
+from gn_det.cost.model import analyze
 from gn_det.errors import GNDetError
-from gn_det.norm import GroupNorm
-from gn_det.records import config_digest
-from gn_det.weight_standardisation import WSConv2d, standardise, standardise_convs
+from gn_det.evaluation.records import config_digest
+from gn_det.modeling.norm import GroupNorm
+from gn_det.modeling.weight_standardization import WSConv2d, standardise, standardise_convs
 
 WS = ["MODEL.GN.WEIGHT_STANDARDIZATION", True]
 QUICK, R50, C4 = "quickstart_R18_FPN_gn_scratch", "mask_rcnn_R50_FPN_gn", "mask_rcnn_R50_C4_gn"

@@ -10,9 +10,12 @@ from conftest import SMALL
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from gn_det import GNDetError, weights
-from gn_det.config import load_config
-from gn_det.weights import Checkpointer, check_name, find_weights
+from gn_det import GNDetError
+from gn_det.checkpoint import uri
+from gn_det.checkpoint.checkpointer import Checkpointer
+from gn_det.checkpoint.uri import check_name, find_weights
+from gn_det.config.files import load_config
+from gn_det.zoo import index as zoo
 
 SHIPPED = "quickstart_R18_FPN_gn_scratch"
 
@@ -69,16 +72,16 @@ def test_a_path_is_itself(tmp_path):
 def test_urls_and_detectron2s_names_are_fetched_and_verified_as_the_zoos(monkeypatch, name, url):
     """What the model zoo knows of a URL goes with it; detectron2's own download checks nothing."""
     asked = []
-    monkeypatch.setattr(weights, "fetch", lambda url: asked.append(url) or Path("file"))
-    monkeypatch.setattr(weights.model_zoo, "entry_of", lambda url: None)
+    monkeypatch.setattr(uri, "fetch", lambda url: asked.append(url) or Path("file"))
+    monkeypatch.setattr(zoo, "entry_of", lambda url: None)
     assert find_weights(name) == Path("file") and asked == [url]
-    monkeypatch.setattr(weights.model_zoo, "entry_of", lambda url: SimpleNamespace(name="it", urls=(url,)))
-    monkeypatch.setattr(weights.model_zoo, "get_weights", lambda name: Path(name))
+    monkeypatch.setattr(zoo, "entry_of", lambda url: SimpleNamespace(name="it", urls=(url,)))
+    monkeypatch.setattr(zoo, "get_weights", lambda name: Path(name))
     assert find_weights(name) == Path("it") and asked == [url]
 
 
 def test_names_of_the_zoo_are_the_zoos(monkeypatch):
-    monkeypatch.setattr(weights.model_zoo, "get_weights", lambda name: Path(name))
+    monkeypatch.setattr(zoo, "get_weights", lambda name: Path(name))
     assert find_weights("gn_det://R50_GN") == Path("R50_GN")
 
 
@@ -163,7 +166,7 @@ def test_weights_that_are_not_finite_are_refused_whatever_is_accepted(value, con
 
 
 def test_the_recipe_is_the_files_own_before_it_is_the_zoos(monkeypatch, config, output_dir, trained, tmp_path):
-    monkeypatch.setattr(weights.model_zoo, "entry_of", lambda name: SimpleNamespace(recipe={"format": "RGB"}))
+    monkeypatch.setattr(zoo, "entry_of", lambda name: SimpleNamespace(recipe={"format": "RGB"}))
     with pytest.raises(GNDetError, match="images in RGB, and the config has BGR: set INPUT.FORMAT"):
         load(config(), save(tmp_path / "bare.pth", trained["model"]))
     load(config(), output_dir / "model_final.pth")

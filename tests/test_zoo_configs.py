@@ -10,10 +10,10 @@ from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from gn_det.config import load_config, shipped_configs
-from gn_det.norm import GroupNorm, is_norm
-from gn_det.solver import build_optimizer
-from gn_det.weight_standardisation import WSConv2d
+from gn_det.config.files import load_config, shipped_configs
+from gn_det.modeling.norm import GroupNorm, is_norm
+from gn_det.modeling.weight_standardization import WSConv2d
+from gn_det.training.solver import build_optimizer
 
 MISC = Path(detectron2.__file__).parent / "model_zoo" / "configs" / "Misc"
 MMDET = [name for name in shipped_configs() if name.startswith("mmdet_")]

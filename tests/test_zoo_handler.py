@@ -19,7 +19,8 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from gn_det import model_zoo
-from gn_det.config import get_cfg, load_config
+from gn_det.config.defaults import get_cfg
+from gn_det.config.files import load_config
 from gn_det.errors import GNDetError
 
 convert = pytest.importorskip("gn_det.checkpoint.convert", reason="the key maps are not here yet")
@@ -153,7 +154,7 @@ def shapes(keys: str) -> dict:
     return {name: value.shape for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", model_zoo.list())
+@pytest.mark.parametrize("name", model_zoo.names())
 def test_the_config_fits_the_weights_completely(name):
     """No tensor missing, none left over, and every shape right; of a backbone, all of the ResNet."""
     entry = model_zoo.get_entry(name)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gn_det import model_zoo
-from gn_det.records import records_in
-from gn_det.zoo_page import zoo_page
+from gn_det.evaluation.records import records_in
+from gn_det.zoo.page import zoo_page
 
 REPO = Path(__file__).resolve().parent.parent
 NAME = "mmdet_mask_rcnn_R50_FPN_gn_2x"
@@ -20,7 +20,7 @@ def test_the_page_is_up_to_date():
 
 def test_the_page_has_each_entry_with_its_config_and_its_download():
     page = zoo_page(records_in(REPO / "results"))
-    for name in model_zoo.list():
+    for name in model_zoo.names():
         entry = model_zoo.get_entry(name)
         row = rf"^\| \[`{name}`\]\((\S+)\) (.*)\[(pkl|pth)\]\[{name}\] +\|$"
         ((config, cells, _),) = re.findall(row, page, re.MULTILINE)
@@ -78,7 +78,7 @@ def test_other_evaluations_are_not(tmp_path, more):
 
 def test_list_names_all(run_cli):
     code, out, _ = run_cli("model_zoo.py", "list")
-    assert code == 0 and all(f"| {name} " in out for name in model_zoo.list())
+    assert code == 0 and all(f"| {name} " in out for name in model_zoo.names())
 
 
 def test_fetch_prints_where_the_file_lies(run_cli, downloads):

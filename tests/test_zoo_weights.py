@@ -14,14 +14,15 @@ from foreign import (
     timm_resnet50_gn,
 )
 
-from gn_det import GNDetError, model_zoo
+from gn_det import GNDetError
 from gn_det.checkpoint import convert, place
+from gn_det.checkpoint.checkpointer import Checkpointer
 from gn_det.checkpoint.fit import compare, find_problem
-from gn_det.config import load_config, shipped_configs
-from gn_det.recipe import contradiction
-from gn_det.weights import Checkpointer
+from gn_det.checkpoint.recipe import contradiction
+from gn_det.config.files import load_config, shipped_configs
+from gn_det.zoo import index as model_zoo
 
-NAMES = model_zoo.list()
+NAMES = model_zoo.names()
 
 
 def published(name: str) -> dict:

@@ -13,8 +13,8 @@ import triton.language as tl
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch.autograd.graph import saved_tensors_hooks
 
+from gn_det.acceleration.fuse import fuse
 from gn_det.ops import fused, group_norm, select, tiling
-from gn_det.ops.blocks import fuse
 from gn_det.ops.triton_pieces import sample
 
 assert os.environ["TRITON_INTERPRET"] == "1" and os.environ[select.ENVIRONMENT] == "triton"

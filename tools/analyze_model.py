@@ -5,11 +5,11 @@ import argparse
 import json
 from pathlib import Path
 
-from gn_det.analysis import analyze, image_size
-from gn_det.analysis_tables import format_analysis
-from gn_det.config import load_config
+from gn_det.config.files import load_config
+from gn_det.cost.model import analyze, image_size
+from gn_det.cost.tables import format_analysis
 from gn_det.errors import GNDetError
-from gn_det.tool import run_tool
+from gn_det.launch.tool import run_tool
 
 
 def arguments() -> argparse.Namespace:

@@ -4,7 +4,7 @@
 import argparse
 
 from gn_det.benchmark.run import STAGES, benchmark
-from gn_det.tool import run_tool
+from gn_det.launch.tool import run_tool
 
 
 def arguments() -> argparse.Namespace:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Draw samples of a data set as the model sees them, and say what it holds and what in it looks wrong."""
 
-from gn_det.browse import browse, browse_parser
-from gn_det.tool import run_tool
+from gn_det.cli.browse import browse, browse_parser
+from gn_det.launch.tool import run_tool
 
 
 def cli():

@@ -8,9 +8,9 @@ command is given again; more norms, batch sizes or seeds can be added.
 import argparse
 
 from gn_det.errors import GNDetError
-from gn_det.norm_study import Study, plan
-from gn_det.run import argument_parser
-from gn_det.tool import run_tool
+from gn_det.experiments.norm_study import Study, plan
+from gn_det.launch.arguments import argument_parser
+from gn_det.launch.tool import run_tool
 
 
 def _numbers(text: str) -> list[int]:

@@ -3,8 +3,8 @@
 
 import argparse
 
-from gn_det.comparison import draw_runs, load_runs, paper_rows, runs_table
-from gn_det.tool import run_tool
+from gn_det.evaluation.comparison import draw_runs, load_runs, paper_rows, runs_table
+from gn_det.launch.tool import run_tool
 
 _NOTE = "AP in percent; ± is the standard deviation over seeds, and of a difference its standard error."
 

@@ -7,7 +7,7 @@ Nothing in the file is run. Nothing is written unless every name in it is known.
 import argparse
 
 from gn_det.checkpoint.export import FORMATS, convert_file, mapping_report
-from gn_det.tool import run_tool
+from gn_det.launch.tool import run_tool
 
 
 def cli():

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from gn_det.datasets import register_annotations
-from gn_det.evaluation import evaluate_detections
-from gn_det.tool import run_tool
+from gn_det.data.coco import register_annotations
+from gn_det.evaluation.evaluator import evaluate_detections
+from gn_det.launch.tool import run_tool
 
 
 def cli():

@@ -6,14 +6,14 @@ import argparse
 from tabulate import tabulate
 
 from gn_det import model_zoo
+from gn_det.evaluation.records import records_in
 from gn_det.files import save_text
-from gn_det.records import records_in
-from gn_det.tool import run_tool
-from gn_det.zoo_page import zoo_page
+from gn_det.launch.tool import run_tool
+from gn_det.zoo.page import zoo_page
 
 
 def _list(args: argparse.Namespace) -> None:
-    entries = [model_zoo.get_entry(name) for name in model_zoo.list()]
+    entries = [model_zoo.get_entry(name) for name in model_zoo.names()]
     rows = [[e.name, e.origin, e.schedule, e.published.get("box"), e.published.get("mask")] for e in entries]
     print(tabulate(rows, ["name", "from", "schedule", "box AP", "mask AP"], tablefmt="github", floatfmt=".1f"))
 

@@ -5,9 +5,9 @@ import argparse
 import sys
 
 from gn_det import Predictor
-from gn_det.heap import keep_freed_memory
-from gn_det.predict import predict_files
-from gn_det.tool import run_tool
+from gn_det.acceleration.cpu_memory import keep_freed_memory
+from gn_det.launch.tool import run_tool
+from gn_det.prediction.files import predict_files
 
 
 def cli():

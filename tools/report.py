@@ -3,8 +3,8 @@
 
 import argparse
 
+from gn_det.launch.tool import run_tool
 from gn_det.report import write_report
-from gn_det.tool import run_tool
 
 
 def cli():

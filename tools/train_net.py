@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Train a model, or with --eval-only evaluate one."""
 
-from gn_det.launch import launch
-from gn_det.run import argument_parser
-from gn_det.tool import run_tool
-from gn_det.train_net import main
+from gn_det.launch.arguments import argument_parser
+from gn_det.launch.processes import launch
+from gn_det.launch.run import main
+from gn_det.launch.tool import run_tool
 
 
 def cli():

@@ -4,8 +4,8 @@
 import argparse
 import sys
 
-from gn_det.published_detections import TOLERANCE, check_published, format_checks
-from gn_det.tool import run_tool
+from gn_det.evaluation.published_detections import TOLERANCE, check_published, format_checks
+from gn_det.launch.tool import run_tool
 
 
 def cli():

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from ..comparison import save_figure
+from ..drawing.figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, save_figure
 from .sides import side_name
 from .timeline import PARTS
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart; hatched where they come again.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#666666")
+_COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW, GRAY)  # hatched where they come again
 _DIRECTION = "forward + backward"
 
 
@@ -62,7 +61,7 @@ def _stacked(axes, parts: dict[str, dict[str, float]]) -> None:
     """A bar a side, of {part: {side: seconds}}."""
     left = dict.fromkeys(next(iter(parts.values())), 0.0)
     for number, (part, values) in enumerate(parts.items()):
-        style = {"color": _COLOURS[number % len(_COLOURS)], "hatch": "//" if number >= len(_COLOURS) else None}
+        style = {"color": _COLORS[number % len(_COLORS)], "hatch": "//" if number >= len(_COLORS) else None}
         axes.barh(list(values), list(values.values()), left=list(left.values()), label=part, edgecolor="white", **style)
         left = {side: left[side] + value for side, value in values.items()}
     stock = left.get(side_name("GN", "stock"))
@@ -85,9 +84,7 @@ def _ratios(axes, rows: list[dict]) -> None:
         values = [row["ratio"] for row in chosen]
         reach = [[r["ratio"] - r["spread"][0] for r in chosen], [r["spread"][1] - r["ratio"] for r in chosen]]
         places = [place + (number - (len(variants) - 1) / 2) * height for place in range(len(names))]
-        axes.barh(
-            places, values, height, xerr=reach, label=variant, color=_COLOURS[number], error_kw={"linewidth": 0.8}
-        )
+        axes.barh(places, values, height, xerr=reach, label=variant, color=_COLORS[number], error_kw={"linewidth": 0.8})
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("times as fast as F.group_norm and F.relu")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from ..heap import keep_freed_memory
+from ..acceleration.cpu_memory import keep_freed_memory
 from ..ops import group_norm
 from .stages import Setup
 from .timing import Subject, interleave, ratio, seconds, stopwatch

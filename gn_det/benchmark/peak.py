@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..memory import LiveStorages
-from ..model_parts import RCNNParts
+from ..cost.memory import LiveStorages
+from ..cost.parts import RCNNParts
 
 MEANING = {
     "cuda": "the most that PyTorch had allocated (max_memory_allocated), less the other models",
-    "cpu": "the most bytes of tensors alive at once, counted by gn_det.memory; not what libraries take for themselves",
+    "cpu": "the most bytes of tensors alive at once, counted by gn_det.cost.memory; not what libraries take for themselves",
 }
 
 

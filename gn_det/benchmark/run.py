@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-from ..analysis import image_size
-from ..benchmark_coco import measure
-from ..config import load_config
-from ..device import choose_device
+from ..acceleration.device import choose_device
+from ..config.files import load_config
+from ..cost.model import image_size
 from ..errors import GNDetError
+from ..evaluation.records import changed_keys, environment
 from ..files import save_json
 from ..quiet import quiet
-from ..records import changed_keys, environment
 from . import stages
+from .coco import measure
 from .figure import draw
 from .operations import operations
 from .sides import NORMS, WAYS, side_name, stock_config

@@ -12,12 +12,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model as detectron2_build_model
 from torch import nn
 
-from ..config import check_config
+from ..acceleration.cpu_memory import keep_freed_memory
+from ..acceleration.inference import precision, speed_up
+from ..config.checks import check_config
+from ..cost.parts import RCNNParts
 from ..errors import GNDetError
-from ..heap import keep_freed_memory
-from ..inference import precision, speed_up
-from ..model_parts import RCNNParts
-from ..norm import NORM_KEYS, get_key
+from ..modeling.norm import NORM_KEYS, get_key
 from .made_up import spread_outputs
 from .timing import Subject
 

@@ -8,7 +8,7 @@ from detectron2.solver import build_optimizer as detectron2_build_optimizer
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..solver import build_optimizer
+from ..training.solver import build_optimizer
 from .made_up import made_up_proposals
 from .peak import MEANING, peak_bytes
 from .sides import Side

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from ..errors import GNDetError
 from ..files import replacing
-from ..part_names import part_of
+from ..modeling.part_names import part_of
 from .convert import convert
 from .load import notes_in, read_file
 from .mapping import FOLDED, Converted

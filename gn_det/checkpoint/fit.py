@@ -10,7 +10,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..part_names import norm_keys, part_of
+from ..modeling.part_names import norm_keys, part_of
 
 _RESNET = ("backbone", "C4 head")
 _PREDICTORS = ("box predictor", "mask predictor")

@@ -16,8 +16,8 @@ import hotcoco
 import numpy as np
 
 from ..errors import GNDetError
-from ..evaluation import check_ids
-from ..fast_coco import may_run
+from ..evaluation.evaluator import check_ids
+from ..evaluation.fast_coco import may_run
 
 KINDS = {"box": "bbox", "mask": "segm"}
 _KEYS = {"box": "bbox", "mask": "segmentation"}
@@ -79,7 +79,7 @@ def analyse(
     """Evaluate detections in COCO's result format.
 
     Args:
-        truth: as :func:`gn_det.datasets.read_annotations` gives it.
+        truth: as :func:`gn_det.data.coco.read_annotations` gives it.
         masks: whether the model has masks; where detections have none, they are judged by their boxes alone.
         where: the file of the detections, for sentences.
 

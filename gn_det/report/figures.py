@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, which the colour-blind can tell apart too; then grey.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+from ..drawing.figures import PALETTE
+
 _INK, _FAINT, _GRID, _PAPER = "#1b2733", "#5b6874", "#dde3e9", "#ffffff"
 # Colours of a drawing that follow the page's, which are others in the dark.
 _VARIABLES = {_INK: "ink", _FAINT: "faint", _GRID: "line", _PAPER: "paper"} | {

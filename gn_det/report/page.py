@@ -7,10 +7,10 @@ import jinja2
 from markupsafe import Markup
 
 from ..errors import GNDetError
+from ..evaluation.records import changed_keys
 from ..files import save_text
 from ..metrics import METRICS
-from ..norm import NORM_KEYS, get_key
-from ..records import changed_keys
+from ..modeling.norm import NORM_KEYS, get_key
 from . import tables, training
 from .analysis import IOU, Analysis, analyse
 from .detail import detail

@@ -13,9 +13,9 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ..visualize import LabelVisualizer
+from ..drawing.figures import PALETTE
+from ..drawing.instances import LabelVisualizer
 from .cases import Case, run_length
-from .figures import PALETTE
 
 _SIDE = 400  # pixels of a picture's longer side
 _CONTEXT = 1.0  # sides of the object's box that a close-up shows on each side of it

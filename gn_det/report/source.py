@@ -7,10 +7,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..datasets import read_annotations
+from ..data.coco import read_annotations
 from ..errors import GNDetError
-from ..evaluation import read_detections
-from ..run_folder import read_config, read_metrics, read_records, register_datasets
+from ..evaluation.evaluator import read_detections
+from ..evaluation.run_folder import read_config, read_metrics, read_records, register_datasets
 
 _COUNTED = 100e6  # bytes of a JSON up to which its images and objects are counted only to be told
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from .figures import PALETTE, Drawing, Line, curves
+from ..drawing.figures import PALETTE
+from .figures import Drawing, Line, curves
 
 _KINDS = {"bbox": "box AP", "segm": "mask AP"}
 
@@ -11,7 +12,7 @@ def drawings(rows: list[dict]) -> list[Drawing]:
     """Total loss, its parts, learning rate, and AP where it was evaluated more than once.
 
     Args:
-        rows: as :func:`gn_det.run_folder.read_metrics` gives them.
+        rows: as :func:`gn_det.evaluation.run_folder.read_metrics` gives them.
     """
     drawn = []
     total = _line(rows, "total_loss", "total loss")

@@ -1,0 +1,1 @@
+"""A built model made faster or smaller in place, and the device that it runs on."""

@@ -1,0 +1,5 @@
+"""The config: its keys and defaults, its files, and the refusal of what cannot work."""
+
+from .checks import check_config  # noqa: F401
+from .defaults import KEYS, add_gn_det_config, get_cfg  # noqa: F401
+from .files import config_dir, find_config, load_config, parse_config, shipped_configs  # noqa: F401

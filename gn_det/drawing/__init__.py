@@ -1,0 +1,1 @@
+"""Drawings of instances on images, and what figures share."""

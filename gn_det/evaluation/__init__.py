@@ -1,0 +1,1 @@
+"""From predictions to AP, and from AP to records and comparisons."""

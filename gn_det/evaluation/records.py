@@ -1,0 +1,175 @@
+"""A result as data: AP with config, weights, seed, versions, hardware, commit and date; and the table that shows it."""
+
+import datetime
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import detectron2
+import torch
+import torchvision
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from ..config.defaults import KEYS
+from ..config.files import load_config, shipped_configs
+from ..errors import GNDetError
+from ..files import save_json
+from ..metrics import METRICS, in_record
+from ..zoo.index import published
+
+# detectron2's keys that differ between machines and runs, and gn_det's.
+_NOT_RECIPE = {
+    *("OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "TEST.EVAL_PERIOD"),
+    *(key.name for key in KEYS if key.recipe == "never"),
+}
+_IF_CHANGED = {key.name: key.default for key in KEYS if key.recipe == "changed"}
+
+
+def make_record(cfg: CfgNode, dataset_name: str, results: dict, seconds_per_image: float | None = None) -> dict:
+    """What a number needs beside it: config, weights, data, AP, seed, versions, hardware, commit, date."""
+    name = cfg.MODEL.GN.CONFIG
+    return {
+        "config": name,
+        "config_sha256": config_digest(cfg),
+        "changed": changed_keys(cfg),
+        "weights": cfg.MODEL.WEIGHTS,
+        "dataset": dataset_name,
+        "box": _finite(results.get("bbox")),
+        "mask": _finite(results.get("segm")),
+        "published": published(name),
+        "seconds_per_image": seconds_per_image,
+        "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
+        "processes": comm.get_world_size(),
+        "seed": cfg.SEED,
+        **environment(cfg.MODEL.DEVICE),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _finite(metrics: dict | None) -> dict | None:
+    """Rounded for the eye; None instead of NaN, which JSON does not have."""
+    return metrics and {k: round(v, 4) if math.isfinite(v) else None for k, v in metrics.items()}
+
+
+def config_digest(cfg: CfgNode) -> str:
+    """sha256 of the whole config but for the keys that say where and on what it runs."""
+    flat = {k: v for k, v in _flat(yaml.safe_load(cfg.dump())).items() if k not in _NOT_RECIPE}
+    flat = {k: v for k, v in flat.items() if k not in _IF_CHANGED or v != _plain(_IF_CHANGED[k])}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    """As YAML gives it back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def changed_keys(cfg: CfgNode) -> dict | None:
+    """The keys whose values are not those of the shipped config of that name; None where it is not a shipped one."""
+    shipped = shipped_configs().get(cfg.MODEL.GN.CONFIG)
+    if not shipped:
+        return None
+    there, here = (_flat(yaml.safe_load(c.dump())) for c in (load_config(str(shipped)), cfg))
+    return {k: v for k, v in here.items() if v != there.get(k) and k not in _NOT_RECIPE}
+
+
+def _flat(node: dict, prefix: str = "") -> dict:
+    flat: dict = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def environment(device: str) -> dict:
+    """Versions, hardware and the commit of the checkout, where there is one."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    copy = " (labgym's copy)" if "LabGym" in Path(detectron2.__file__).parts else ""
+    versions["detectron2"] = detectron2.__version__ + copy
+    hardware = {"device": device, "cores": os.cpu_count(), "cpu": _cpu_name()}
+    if device.startswith("cuda"):
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return {"versions": versions, "hardware": hardware, "commit": _commit()}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def write_record(folder: str, record: dict) -> Path:
+    """Write the record as ``FOLDER/records/CONFIG-DATASET[-ITERATION].json`` and return the path."""
+    parts = [record["config"] or "config", record["dataset"]]
+    if record.get("iteration") is not None:
+        parts.append(f"{record['iteration']:07d}")
+    path = Path(folder) / "records" / ("-".join(parts).replace(os.sep, "_") + ".json")
+    return save_json(path, record)
+
+
+def read_record(path: str | Path) -> dict:
+    """
+    Raises:
+        GNDetError: the file cannot be read, or holds no JSON object.
+    """
+    try:
+        record = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise GNDetError(f"The record {path} cannot be read: {error}.") from None
+    if not isinstance(record, dict):
+        raise GNDetError(f"{path} is no record: it is not a JSON object.")
+    return record
+
+
+def records_in(folder: str | Path) -> list[dict]:
+    """All records in a folder and its sub-folders.
+
+    Raises:
+        GNDetError: as :func:`read_record`.
+    """
+    return [read_record(path) for path in sorted(Path(folder).rglob("*.json"))]
+
+
+def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list[float]:
+    """What a run's evaluations in its first ``until`` iterations gave for a metric (``bbox/AP``), oldest first."""
+    values = {}
+    for path in sorted(Path(folder, "records").glob("*.json"), key=os.path.getmtime):
+        record = read_record(path)
+        if record.get("dataset") == dataset_name and 0 < (record.get("iteration") or 0) <= until:
+            values[record["iteration"]] = in_record(record, metric)
+    return [values[iteration] for iteration in sorted(values)]
+
+
+def format_table(record: dict) -> str:
+    """Box and mask AP as a table, with the published rows under ours where the data set is the paper's."""
+    changed = f" ({len(record['changed'])} keys changed)" if record["changed"] else ""
+    paper = record["published"] if record["dataset"].startswith("coco_2017_val") else None
+    rows = []
+    for kind in ("box", "mask"):
+        if record[kind]:
+            rows.append([f"{kind} AP", *(record[kind].get(key) for key in METRICS)])
+            if paper and paper[kind]:
+                rows.append([f"  {paper['source']}", *(paper[kind].get(key) for key in METRICS)])
+    headers = [record["dataset"], *METRICS]
+    table = tabulate(rows, headers, tablefmt="github", floatfmt=".1f", missingval="-")
+    return f"{record['config'] or 'this model'}{changed}:\n\n{table}"

@@ -1,0 +1,1 @@
+"""Studies that train many models: the norms at several batch sizes."""

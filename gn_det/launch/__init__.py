@@ -1,0 +1,1 @@
+"""From a command line to a run: arguments, checks, processes, training or evaluation."""

@@ -1,0 +1,1 @@
+"""The parts of a detector: norms, backbones and heads, registered with detectron2."""

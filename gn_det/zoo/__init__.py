@@ -1,0 +1,1 @@
+"""The index of published weights, and its page."""
