@@ -11,51 +11,15 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances
-from faulty_server import serve
 
 from gn_det import model_zoo
 from gn_det.checkpoint.checkpointer import build_checkpointer
 from gn_det.config.files import load_config
 from gn_det.launch.tool import run_tool
 from gn_det.training.trainer import build_model
-
-# A step of a full-depth model in about a second on one core. Random weights, nothing frozen.
-SMALL = """
-MODEL:
-  DEVICE: cpu
-  WEIGHTS: ""
-  BACKBONE: {FREEZE_AT: 0}
-  RPN:
-    BATCH_SIZE_PER_IMAGE: 32
-    PRE_NMS_TOPK_TRAIN: 64
-    PRE_NMS_TOPK_TEST: 64
-    POST_NMS_TOPK_TRAIN: 16
-    POST_NMS_TOPK_TEST: 16
-  ROI_HEADS: {BATCH_SIZE_PER_IMAGE: 8}
-TEST: {DETECTIONS_PER_IMAGE: 8}
-"""
-# A GN Mask R-CNN as one writes it with detectron2 alone.
-STOCK = {
-    "FPN": """
-MODEL:
-  MASK_ON: True
-  BACKBONE: {NAME: build_resnet_fpn_backbone}
-  RESNETS: {NORM: GN, STRIDE_IN_1X1: False, OUT_FEATURES: [res2, res3, res4, res5]}
-  FPN: {NORM: GN, IN_FEATURES: [res2, res3, res4, res5]}
-  ANCHOR_GENERATOR: {SIZES: [[32], [64], [128], [256], [512]]}
-  RPN: {IN_FEATURES: [p2, p3, p4, p5, p6]}
-  ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5]}
-  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_CONV: 4, NUM_FC: 1, NORM: GN, POOLER_RESOLUTION: 7}
-  ROI_MASK_HEAD: {NAME: MaskRCNNConvUpsampleHead, NUM_CONV: 4, NORM: GN, POOLER_RESOLUTION: 14}
-""",
-    "C4": """
-MODEL:
-  MASK_ON: True
-  BACKBONE: {NAME: build_resnet_backbone}
-  RESNETS: {NORM: GN, STRIDE_IN_1X1: False}
-  ROI_HEADS: {NAME: Res5ROIHeads}
-""",
-}
+from helpers.configs import SMALL, STOCK
+from helpers.faulty_server import serve
+from helpers.paths import TOOLS
 
 
 @pytest.fixture(autouse=True)
@@ -160,12 +124,11 @@ def _sample(objects: int, height: int, width: int, classes: int) -> dict:
 @pytest.fixture
 def run_cli(monkeypatch, capsys):
     """(a tool's file name, arguments) -> exit code, what was printed, and what was said on stderr; in this process."""
-    tools = Path(__file__).resolve().parent.parent / "tools"
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         try:
-            code = run_tool(runpy.run_path(str(tools / name))["cli"]) or 0
+            code = run_tool(runpy.run_path(str(TOOLS / name))["cli"]) or 0
         except SystemExit as end:
             code = end.code
         return code, *capsys.readouterr()

@@ -14,7 +14,8 @@ from pathlib import Path
 import detectron2
 import pytest
 
-REPO = Path(__file__).resolve().parent.parent
+from helpers.paths import REPO
+
 BRIDGED = "LabGym" in Path(detectron2.__file__).parts
 
 

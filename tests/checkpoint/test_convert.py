@@ -1,0 +1,347 @@
+"""Weights of any origin into detectron2's names, into a model, and into files that detectron2 loads."""
+
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+
+from gn_det import GNDetError, Predictor
+from gn_det.checkpoint import FOLDED, convert, origin_of, place, read_file, read_notes, write_safetensors
+from gn_det.checkpoint.export import mapping_report
+from gn_det.config.files import load_config
+from helpers.foreign import (
+    detectron2_resnet,
+    detectron2_state,
+    detectron_blobs,
+    detectron_imagenet,
+    detectron_training,
+    group_norm_reproduce,
+    mmdet_backbone,
+    mmdet_state,
+    timm_resnet50_gn,
+    torchvision_resnet50,
+)
+
+# Half of the usual width, as foreign's scale 2.
+HALF = (
+    "MODEL.RESNETS.STEM_OUT_CHANNELS 32 MODEL.RESNETS.RES2_OUT_CHANNELS 128 MODEL.RESNETS.WIDTH_PER_GROUP 32 "
+    "MODEL.FPN.OUT_CHANNELS 128 MODEL.ROI_BOX_HEAD.CONV_DIM 128 MODEL.ROI_BOX_HEAD.FC_DIM 512 "
+    "MODEL.ROI_MASK_HEAD.CONV_DIM 128 MODEL.DEVICE cpu"
+).split()
+MODELS = {
+    "FPN": ("mask_rcnn_R50_FPN_gn", {}),
+    "C4": ("mask_rcnn_R50_C4_gn", {"fpn": False}),
+    "BN*": ("mask_rcnn_R50_FPN_frozenbn", {"norm": "affine", "head": "2fc"}),
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Half-width Mask R-CNNs with random weights, by name."""
+    return {kind: build_model(load_config(name, HALF)) for kind, (name, _) in MODELS.items()}
+
+
+class Stock(DetectionCheckpointer):
+    """detectron2's, which tells what did not match."""
+
+    def _log_incompatible_keys(self, incompatible):
+        self.incompatible = incompatible
+
+
+def load_stock(model, path):
+    checkpointer = Stock(model)
+    checkpointer.load(str(path))
+    return checkpointer.incompatible
+
+
+def scramble(model):
+    for tensor in model.state_dict().values():
+        tensor.fill_(-7)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    assert not [name for name in expected if not torch.equal(found[name], expected[name])]
+
+
+# ---- whose names
+
+
+@pytest.mark.parametrize(
+    ("state", "origin"),
+    [
+        (detectron_blobs, "Detectron"),
+        (detectron_imagenet, "Detectron"),
+        (lambda: mmdet_state(1), "mmdetection"),
+        (lambda: mmdet_state(2), "mmdetection"),
+        (mmdet_backbone, "mmdetection"),
+        (torchvision_resnet50, "torchvision"),
+        (timm_resnet50_gn, "torchvision"),
+        (group_norm_reproduce, "torchvision"),
+        (detectron2_state, "detectron2"),
+        (lambda: detectron2_state(fpn=False), "detectron2"),
+        (detectron2_resnet, "detectron2"),
+    ],
+)
+def test_whose_names_they_are(state, origin):
+    assert origin_of(state()) == origin
+
+
+def test_the_prefix_of_a_parallel_model_hides_no_origin():
+    assert origin_of(iter([f"module.{name}" for name in mmdet_state(1)])) == "mmdetection"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["weight", "bias"],
+        [],
+        ["backbone.body.layer1.0.conv1.weight", "roi_heads.box_head.fc6.weight"],  # torchvision's detectors
+        ["blocks.0.attn.qkv.weight"],
+    ],
+)
+def test_names_of_nobody_are_refused(names):
+    with pytest.raises(GNDetError, match="names of no origin that is known here") as error:
+        convert(dict.fromkeys(names, torch.ones(1)))
+    assert all(name in str(error.value) for name in names)
+
+
+@pytest.mark.parametrize("state", [detectron2_state, detectron2_resnet])
+def test_detectron2_s_own_names_stay(state):
+    state = state()
+    unneeded = {"pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors.0", "stem.fc.weight"}
+    unneeded = {name for name in unneeded if ("stem" in name) == ("stem.conv1.weight" in state)}
+    converted = convert(state | dict.fromkeys(unneeded, torch.ones(1)))
+    assert_same(converted.weights, state)
+    assert converted.backbone_only == ("stem.conv1.weight" in state)
+    assert converted.dropped.keys() == unneeded and not converted.leftover
+    assert converted.sources == {name: name for name in state}
+
+
+def test_the_names_of_a_parallel_model_are_told_as_they_are():
+    state = group_norm_reproduce() | {"module.odd": torch.ones(1)}
+    converted = convert(state)
+    assert converted.sources["stem.conv1.weight"] == "module.conv1.weight"
+    assert converted.dropped.keys() == {"module.fc.weight", "module.fc.bias"} and converted.leftover == ["module.odd"]
+    folded = convert({f"module.{name}": value for name, value in detectron_imagenet(norm="affine").items()}).sources
+    assert folded["stem.conv1.norm.running_var"] == FOLDED
+
+
+# ---- into a model
+
+
+@pytest.mark.parametrize(("kind", "prefix"), [("FPN", "backbone.bottom_up."), ("C4", "backbone.")])
+def test_a_backbone_is_placed_in_a_model(models, kind, prefix):
+    names = models[kind].state_dict().keys()
+    placed = place(convert(mmdet_backbone(scale=2)).weights, names)
+    assert len(placed) == 159 and placed.keys() <= names
+    assert placed[f"{prefix}res4.0.conv1.weight"][0, 0] == detectron2_resnet(scale=2)["res4.0.conv1.weight"][0, 0]
+    assert ("roi_heads.res5.2.conv3.weight" in placed) == (kind == "C4")
+    scramble(models[kind])
+    missing, unexpected = models[kind].load_state_dict(placed, strict=False)
+    assert not unexpected and not [name for name in missing if ".res" in name or "stem" in name]
+
+
+def test_a_backbone_is_placed_in_a_resnet_alone(models):
+    resnet = models["FPN"].backbone.bottom_up
+    placed = place(convert(mmdet_backbone(scale=2)).weights, resnet.state_dict())
+    resnet.load_state_dict(placed, strict=True)
+
+
+def test_names_that_the_model_has_not_are_placed_as_well(models):
+    placed = place(
+        {"res4.22.conv1.weight": torch.ones(1), "res5.7.conv1.weight": torch.ones(1)}, models["C4"].state_dict()
+    )
+    assert set(placed) == {"backbone.res4.22.conv1.weight", "roi_heads.res5.7.conv1.weight"}
+
+
+def test_a_detector_stays_where_it_is(models):
+    state = detectron2_state()
+    assert_same(place(state, models["C4"].state_dict()), state)
+
+
+def test_a_backbone_has_no_place_in_what_is_none():
+    with pytest.raises(GNDetError, match="the model has none"):
+        place(detectron2_resnet(), ["weight", "bias"])
+
+
+# ---- the tool
+
+
+def save_foreign(path, state):
+    """As its origin saves it."""
+    if path.suffix == ".pkl":
+        path.write_bytes(pickle.dumps({"blobs": {k: v.numpy() for k, v in state.items()}, "cfg": "A: 1"}, protocol=2))
+    else:
+        torch.save({"state_dict": state, "meta": {"epoch": 1}, "optimizer": {}}, path)
+    return path
+
+
+FOREIGN = {
+    "Detectron": ("a.pkl", detectron_blobs),
+    "mmdetection 1.x": ("a.pth", partial(mmdet_state, 1)),
+    "mmdetection 2.x": ("a.pth", partial(mmdet_state, 2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("origin", "kind"), [*((origin, "FPN") for origin in FOREIGN), ("Detectron", "C4"), ("Detectron", "BN*")]
+)
+def test_stock_detectron2_loads_all_of_what_is_written_for_it(tmp_path, run_cli, models, origin, kind):
+    network = {"scale": 2, **MODELS[kind][1]}
+    file, state = FOREIGN[origin]
+    source, target = save_foreign(tmp_path / file, state(**network)), tmp_path / "out.pth"
+    code, _, err = run_cli("convert_checkpoint.py", source, target, "--to", "detectron2")
+    assert (code, err) == (0, "")
+    scramble(models[kind])
+    assert not any(load_stock(models[kind], target))
+    assert_same(models[kind].state_dict(), detectron2_state(**network))
+    assert torch.load(target)["__author__"] == origin
+
+
+@pytest.mark.parametrize("kind", ["FPN", "C4"])
+@pytest.mark.parametrize(
+    ("state", "file"), [(mmdet_backbone, "a.pth"), (detectron2_resnet, "a.pth"), (detectron_imagenet, "a.pkl")]
+)
+def test_stock_detectron2_loads_a_backbone_where_it_belongs(tmp_path, run_cli, models, kind, state, file):
+    source, target = save_foreign(tmp_path / file, state(scale=2)), tmp_path / "out.pth"
+    assert run_cli("convert_checkpoint.py", source, target, "--to", "detectron2")[0] == 0
+    scramble(models[kind])
+    missing, unexpected, shapes = load_stock(models[kind], target)
+    assert not unexpected and not shapes
+    placed = place(detectron2_resnet(scale=2), models[kind].state_dict())
+    state = models[kind].state_dict()
+    assert_same({name: state[name] for name in placed}, placed)
+    assert not set(missing) & set(placed)
+
+
+def test_safetensors_have_the_same(tmp_path, run_cli):
+    source = save_foreign(tmp_path / "a.pkl", detectron_training(detectron_blobs(scale=8, norm="affine"), "affine"))
+    code, _, err = run_cli("convert_checkpoint.py", source, tmp_path / "a.safetensors", "--to", "safetensors")
+    assert (code, err) == (0, "")
+    parts = read_file(tmp_path / "a.safetensors")
+    assert_same(parts["model"], detectron2_state(scale=8, norm="affine"))
+    assert parts["origin"] == "Detectron"
+
+
+def test_a_checkpoint_of_a_run_goes_along_with_its_config_and_classes(tmp_path, run_cli, output_dir):
+    source, notes = output_dir / "model_final.pth", read_notes(str(output_dir / "model_final.pth"))
+    safe, back = tmp_path / "a.safetensors", tmp_path / "b.pth"
+    assert run_cli("convert_checkpoint.py", source, safe, "--to", "safetensors")[0] == 0
+    assert run_cli("convert_checkpoint.py", safe, back, "--to", "detectron2")[0] == 0
+    weights = torch.load(source)["model"]
+    for path in (safe, back):
+        assert read_notes(str(path)) == notes and set(notes) == {"config", "names", "ids"}
+        assert_same(read_file(path)["model"], weights)
+    assert_same(Predictor(back, device="cpu").model.state_dict(), weights)
+
+
+@pytest.mark.parametrize("to", ["detectron2", "safetensors"])
+def test_a_recipe_that_is_not_plain_is_refused(tmp_path, run_cli, to):
+    torch.save({"model": detectron2_resnet(scale=8), "recipe": {"mean": np.ones(3)}}, tmp_path / "a.pth")
+    target = tmp_path / ("b.pth" if to == "detectron2" else "b.safetensors")
+    assert "not text and numbers" in refused(tmp_path, run_cli, tmp_path / "a.pth", target, "--to", to)
+
+
+def test_a_recipe_goes_along(tmp_path, run_cli):
+    recipe = {"pixel_mean": [1.0, 2.0, 3.0], "groups": 32}
+    torch.save({"model": detectron2_resnet(scale=8), "recipe": recipe}, tmp_path / "a.pth")
+    for source, target in (("a.pth", "b.safetensors"), ("b.safetensors", "c.pth")):
+        to = "safetensors" if target.endswith("s") else "detectron2"
+        assert run_cli("convert_checkpoint.py", tmp_path / source, tmp_path / target, "--to", to)[0] == 0
+        assert read_file(tmp_path / target)["recipe"] == recipe
+
+
+def test_the_state_of_a_training_is_told_to_be_left_out(tmp_path, run_cli):
+    source = tmp_path / "a.pth"
+    torch.save({"model": detectron2_resnet(scale=8) | {"note": "text"}, "optimizer": {}, "iteration": 5}, source)
+    _, out, _ = run_cli("convert_checkpoint.py", source, tmp_path / "b.pth", "--to", "detectron2")
+    assert "left out beside the weights: optimizer, iteration" in out
+    assert "left out: 1 x a str, and no tensor (note)" in out
+
+
+def test_the_report(tmp_path, run_cli):
+    source = save_foreign(tmp_path / "a.pkl", detectron_training(detectron_blobs(scale=8)))
+    _, out, _ = run_cli("convert_checkpoint.py", source, tmp_path / "b.pth", "--to", "detectron2")
+    counts = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in out.splitlines() if row.startswith("|")}
+    parts = {"backbone": "159", "FPN": "24", "RPN": "6", "box head": "14", "box predictor": "4", "mask head": "14"}
+    assert {name: counts[name] for name in parts} == parts
+    assert "a detector, in the names of Detectron: 223 tensors, 0.77 M numbers" in out
+    assert "left out: 223 x momentum of the training (conv1_w_momentum, " in out
+    assert "left out: 2 x classifier of ImageNet (pred_w, pred_b)" in out
+    assert "left out beside the weights: cfg" in out
+    assert "res4_5_branch2b_gn_s" not in out
+
+
+def test_the_report_by_name():
+    lines = mapping_report(convert(detectron_imagenet(norm="affine")), [], verbose=True).splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")][2:]
+    assert len(rows) == 265
+    assert ["res4_0_branch1_w", "res4.0.shortcut.weight", "(1024, 512, 1, 1)"] in rows
+    assert ["(BN folded: no statistics)", "stem.conv1.norm.running_var", "(64,)"] in rows
+
+
+def refused(tmp_path, run_cli, source, *arguments):
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    code, out, err = run_cli("convert_checkpoint.py", source, *arguments)
+    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    return err
+
+
+def test_names_that_no_rule_knows_are_refused(tmp_path, run_cli):
+    odd = {f"backbone.odd{i}": torch.ones(1) for i in range(5)}
+    source = save_foreign(tmp_path / "a.pth", mmdet_state(2, scale=8) | odd)
+    err = refused(tmp_path, run_cli, source, tmp_path / "b.pth", "--to", "detectron2")
+    assert (
+        "names of mmdetection 2.x, but 5 of its 228 are known to no rule here (backbone.odd0, backbone.odd1, backbone"
+        in err
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("to", ["detectron2", "safetensors"])
+def test_values_that_are_not_finite_are_refused(tmp_path, run_cli, value, to):
+    state = mmdet_backbone(scale=8)
+    state["layer2.1.gn2.bias"] = torch.tensor([1.0, value])
+    target = tmp_path / ("b.pth" if to == "detectron2" else "b.safetensors")
+    err = refused(tmp_path, run_cli, save_foreign(tmp_path / "a.pth", state), target, "--to", to)
+    assert "NaN or infinite, in layer2.1.gn2.bias" in err
+
+
+def test_nothing_is_overwritten_without_being_told_to(tmp_path, run_cli):
+    source, target = save_foreign(tmp_path / "a.pth", mmdet_backbone(scale=8)), tmp_path / "b.pth"
+    target.write_text("mine")
+    assert "--force" in refused(tmp_path, run_cli, source, target, "--to", "detectron2")
+    assert run_cli("convert_checkpoint.py", source, target, "--to", "detectron2", "--force")[0] == 0
+    assert_same(read_file(target)["model"], detectron2_resnet(scale=8))
+    assert run_cli("convert_checkpoint.py", target, target, "--to", "detectron2", "--force")[0] == 0  # onto itself
+    assert_same(read_file(target)["model"], detectron2_resnet(scale=8))
+
+
+@pytest.mark.parametrize(
+    ("target", "to", "said"),
+    [
+        ("b.safetensors", "detectron2", "let it end in .pth"),
+        ("b.pkl", "detectron2", "let it end in .pth"),
+        ("b.pth", "safetensors", "let it end in .safetensors"),
+        ("no/b.pth", "detectron2", "cannot be written"),
+        ("a.pth/b.safetensors", "safetensors", "cannot be written"),
+    ],
+)
+def test_a_target_that_cannot_be_is_one_sentence(tmp_path, run_cli, target, to, said):
+    source = save_foreign(tmp_path / "a.pth", mmdet_backbone(scale=8))
+    assert said in refused(tmp_path, run_cli, source, tmp_path / target, "--to", to)
+
+
+def test_a_source_that_cannot_be_is_one_sentence(tmp_path, run_cli):
+    (tmp_path / "evil.pth").write_bytes(b"cos\nsystem\n(S'mkdir marker'\ntR.")
+    for name in ("evil.pth", "no.pth"):
+        refused(tmp_path, run_cli, tmp_path / name, tmp_path / "b.pth", "--to", "detectron2")
+    write_safetensors(tmp_path / "a.safetensors", {"weight": torch.ones(2)}, {})
+    err = refused(tmp_path, run_cli, tmp_path / "a.safetensors", tmp_path / "b.pth", "--to", "detectron2")
+    assert "no origin that is known here (weight, ...)" in err

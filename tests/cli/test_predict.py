@@ -1,0 +1,215 @@
+"""tools/predict.py: pictures, videos and JSON out of files, with exit codes; nothing overwritten or passed over."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gn_det import GNDetError, Predictor
+from gn_det.prediction.files import _places, _progress, predict_files
+from helpers.paths import TOOLS
+
+cv2 = pytest.importorskip("cv2", reason="drawing needs OpenCV")
+TOOL = TOOLS / "predict.py"
+
+
+@pytest.fixture(scope="module")
+def predictor(output_dir) -> Predictor:
+    return Predictor(output_dir, device="cpu", min_score=0.05)
+
+
+@pytest.fixture(autouse=True)
+def in_an_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def picture(path: str, size: tuple[int, int] = (64, 64)) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    small = np.random.default_rng(len(path)).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size).save(path)
+    return path
+
+
+def video(path: str, frames: int = 4, size: tuple[int, int] = (64, 48), fps: float = 12.0) -> str:
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), fps, size)
+    for index in range(frames):
+        writer.write(np.random.default_rng(index).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    writer.release()
+    return path
+
+
+def files(folder: str) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def test_pictures_and_detections_of_images(predictor, capsys):
+    inputs = [picture("in/a.png"), picture("in/b.jpg"), picture("in/c.bmp"), picture("in/c.bmp.png")]
+    before = {path: Path(path).read_bytes() for path in inputs}
+    tally = predict_files(predictor, ["in", "in/*.png", "in/a.png"], out="out", json_file="new/found.json")
+    assert (tally.images, tally.frames, tally.skipped) == (4, 0, []) and tally.objects > 0
+    assert files("out") == ["a.png", "b.jpg", "c.bmp-.png", "c.bmp.png"]
+    rows = json.loads(Path("new/found.json").read_text())
+    assert len(rows) == tally.objects and {row["file_name"] for row in rows} <= set(inputs)
+    assert rows[0].keys() == {"file_name", "category_id", "bbox", "score", "segmentation"}
+    assert {path: Path(path).read_bytes() for path in inputs} == before
+    drawn = np.asarray(Image.open("out/a.png"))
+    assert drawn.shape == (480, 480, 3)
+    plain = np.asarray(Image.open("in/a.png").resize((480, 480), Image.Resampling.NEAREST))
+    assert (np.abs(drawn.astype(int) - plain) > 40).any()
+    said = capsys.readouterr().out
+    assert f"{tally.objects} objects in 4 images; scores above 0.05" in said
+    assert "out" in said and "new/found.json" in said
+
+
+def test_same_names_in_different_folders_stay_apart(predictor):
+    predict_files(predictor, [picture("x/one/a.png"), picture("x/two/a.png"), picture("x/two/deep/a.png")], out="out")
+    assert files("out") == ["one/a.png", "two/a.png", "two/deep/a.png"]
+
+
+def test_each_file_has_a_place_of_its_own(tmp_path):
+    names = ["a.png", "a.PNG", "a.tif", "a.tif.png", "a.avi", "a.mp4", "sub/a.mp4", "a.tif-.png"]
+    places = _places([str(tmp_path / name) for name in names], Path("out"))
+    assert len(set(places.values())) == len(names) and all(path.is_relative_to("out") for path in places.values())
+    assert places[str(tmp_path / "a.avi")] == Path("out/a.avi.mp4")
+
+
+def test_pictures_go_to_a_new_folder_each_time(predictor):
+    picture("a.png")
+    for folder in ("predictions", "predictions-2"):
+        predict_files(predictor, ["a.png"])
+        assert files(folder) == ["a.png"]
+    predict_files(predictor, ["a.png"], json_file="found.json")
+    assert not Path("predictions-3").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"out": "."}, "is there already and not an empty folder"),
+        ({"out": "a.png"}, "is there already and not an empty folder"),
+        ({"json_file": "a.png"}, "a.png is there already"),
+        ({"out": "a.png/x"}, "cannot be written"),
+        ({"json_file": "a.png/x"}, "cannot be written"),
+    ],
+)
+def test_nothing_is_overwritten(predictor, options, said):
+    before = Path(picture("a.png")).read_bytes()
+    with pytest.raises(GNDetError, match=said):
+        predict_files(predictor, ["a.png"], **options)
+    assert Path("a.png").read_bytes() == before and files(".") == ["a.png"]
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_done(predictor, capsys):
+    picture("a.png")
+    for name in ("b.png", "c.mp4"):
+        Path(name).write_text("nothing")
+    tally = predict_files(predictor, [".", "none.png", "*.bmp", "http://example.com/a.png"], json_file="found.json")
+    assert tally.images == 1 and len(tally.skipped) == 5
+    said, errors = capsys.readouterr()
+    for what in (
+        "b.png cannot be read",
+        "c.mp4 cannot be read",
+        "none.png is not there",
+        "No file matches *.bmp",
+        "URL",
+    ):
+        assert what in errors
+    assert "in 1 image; 5 inputs skipped" in said
+
+
+def test_if_nothing_can_be_read_nothing_is_left_behind(predictor):
+    Path("b.png").write_text("nothing")
+    for inputs in (["b.png"], ["none.png"]):
+        with pytest.raises(GNDetError, match="Nothing was predicted: 1 input given"):
+            predict_files(predictor, inputs, out="out", json_file="found.json")
+    assert files(".") == ["b.png"] and not Path("out").exists()
+
+
+def test_no_objects_are_an_empty_list(output_dir):
+    tally = predict_files(Predictor(output_dir, min_score=1), [picture("a.png")], json_file="found.json")
+    assert tally.objects == 0 and json.loads(Path("found.json").read_text()) == []
+
+
+def test_what_was_found_is_kept_when_a_run_is_cut_short(predictor, monkeypatch):
+    inputs = [picture("a.png"), picture("bb.png")]
+    rows, seen = predictor.rows, []
+
+    def interrupted(prediction):
+        seen.append(prediction)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return rows(prediction)
+
+    monkeypatch.setattr(predictor, "rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(predictor, inputs, json_file="found.json")
+    assert {row["file_name"] for row in json.loads(Path("found.json").read_text())} == {"a.png"}
+
+
+def test_a_video_keeps_its_size_and_rate(predictor):
+    tally = predict_files(predictor, [video("v.avi")], out="out", json_file="found.json")
+    assert tally.frames == 4 and tally.images == 0
+    capture = cv2.VideoCapture("out/v.avi.mp4")
+    shape = [capture.get(key) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS)]
+    assert shape == [64, 48, 12]
+    assert sum(capture.read()[0] for _ in range(9)) == 4
+    rows = json.loads(Path("found.json").read_text())
+    assert {row["file_name"] for row in rows} == {"v.avi"} and {row["frame"] for row in rows} <= {0, 1, 2, 3}
+    assert len(rows) == tally.objects > 0
+
+
+def test_a_video_that_breaks_off_is_said(predictor):
+    content = Path(video("whole.avi", frames=8)).read_bytes()
+    Path("cut.avi").write_bytes(content[: len(content) // 2])
+    tally = predict_files(predictor, ["cut.avi"], json_file="found.json")
+    assert 0 < tally.frames < 8 and "cut.avi breaks off after" in tally.skipped[0]
+
+
+def test_without_opencv_there_are_detections_only(predictor, monkeypatch):
+    picture("a.png")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(GNDetError, match="pip install opencv-python-headless"):
+        predict_files(predictor, ["a.png"])
+    assert predict_files(predictor, ["a.png"], json_file="found.json").images == 1
+
+
+def tool(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments), "--device", "cpu"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    return done.value.code
+
+
+def test_exit_codes(output_dir, monkeypatch, capsys):
+    picture("a.png")
+    assert tool(monkeypatch, "a.png", "--model", output_dir, "--json", "one.json") == 0
+    assert all(row["score"] > 0.5 for row in json.loads(Path("one.json").read_text()))
+    rest = (
+        "--model",
+        output_dir / "model_final.pth",
+        "--config",
+        "quickstart_R18_FPN_gn_scratch",
+        "--min-score",
+        "0.01",
+    )
+    assert tool(monkeypatch, "a.png", "b.png", *rest, "--json", "two.json", "--batch-size", "2") == 1
+    assert len(json.loads(Path("two.json").read_text())) > len(json.loads(Path("one.json").read_text()))
+    assert tool(monkeypatch, "b.png", "--model", output_dir) == 2
+    assert tool(monkeypatch, "a.png", "--model", "no/such") == 2
+    errors = capsys.readouterr().err
+    assert "error: Nothing was predicted" in errors and "error: no/such is neither" in errors
+
+
+def test_progress_is_lines_without_a_terminal_and_a_bar_with_one(monkeypatch, capsys):
+    monkeypatch.setattr("gn_det.prediction.files._SAY_EVERY", 0.0)
+    assert list(_progress(iter("ab"), 2, "image")) == ["a", "b"]
+    assert capsys.readouterr().err == "image 1 of 2, 00:00 to go\nimage 2 of 2, 00:00 to go\n"
+    assert list(_progress(iter("a"), 0, "frame")) == ["a"]
+    assert capsys.readouterr().err == "frame 1\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(_progress(iter("ab"), 2, "image")) == ["a", "b"]
+    assert "2/2 [" in capsys.readouterr().err

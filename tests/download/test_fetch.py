@@ -1,0 +1,361 @@
+"""Where downloads lie, what is held against them, mirrors, and several processes."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import pickle
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gn_det.download.cache import beside
+from gn_det.download.fetch import cache_path, fetch
+from helpers.faulty_server import BODY, PAGE, SHA, good, held, left, refused, status
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+# What it is for
+
+
+def test_a_file_is_downloaded_once_and_recorded(server, cache):
+    path = fetch(server.url, sha256=SHA[:8], size=len(BODY))
+    assert path == cache_path(server.url) == cache / f"127.0.0.1~{server.server_address[1]}" / "GN" / "1" / "model.pkl"
+    assert path.read_bytes() == BODY and left(cache) == ["model.pkl", "model.pkl~.json"]
+    record = json.loads(beside(path, "json").read_text())
+    assert (record["url"], record["size"], record["sha256"]) == (server.url, len(BODY), SHA) and record["date"]
+    assert fetch(server.url) == path and len(server.requests) == 1
+    assert server.requests[0][1]["Accept-Encoding"] == "identity" and "Range" not in server.requests[0][1]
+
+
+def test_the_log_says_what_came_from_where(server, caplog):
+    with caplog.at_level(logging.INFO, "gn_det"):
+        path = fetch(server.url)
+    assert caplog.messages == [f"Fetched {server.url} to {path}: {len(BODY)} bytes, sha256 {SHA}."]
+
+
+# Names
+
+BAD = """
+https://h/../x.pkl https://h/a/../../x.pkl https://h/a/%2e%2e/%2E%2E/x.pkl https://h/a/.%2e/x.pkl https://h/..%2f..%2fx.pkl
+https://h/..%5c..%5cx.pkl https://h/a\\..\\..\\x.pkl https://h\\..\\..\\x.pkl https://../x.pkl https://%2e%2e/x.pkl https://./x.pkl
+https://h/./x.pkl https://h//etc/x.pkl https://h/%2fetc/x.pkl https://h/a%00b.pkl https://h/a%0ab.pkl https://h/a%7f.pkl
+https://h https://h/ https://h/a/ https://h/a/.. https:///x.pkl https:x.pkl h/x.pkl /etc/passwd x.pkl file:///etc/x.pkl
+ftp://h/x.pkl https://h:0/x.pkl https://h:99999/x.pkl https://h:a/x.pkl https://[/x.pkl https://user:s3cret@h/x.pkl https://@h/x.pkl
+""".split()
+
+
+@pytest.mark.parametrize(
+    "url", [*BAD, "", "https://h/a\nb.pkl", "https://h/a b.pkl", "\x1bhttps://h/x.pkl", "https://h/\u202ex"]
+)
+def test_urls_that_leave_the_cache_or_name_no_file(url, cache):
+    sentence = refused(url)
+    assert sentence.isprintable() and "s3cret" not in sentence and not cache.exists()
+
+
+def test_a_long_url_is_refused():
+    refused("https://h/" + "a/" * 600 + "x.pkl", "too long")
+
+
+def test_names_in_the_cache(cache):
+    def name(url: str) -> str:
+        path = cache_path(url)
+        assert Path(os.path.realpath(path)).is_relative_to(cache) and all(len(part) < 200 for part in path.parts)
+        return path.relative_to(cache).as_posix()
+
+    detectron = "dl.fbaipublicfiles.com/detectron/GN/1/coco_2014_train%3Acoco_2014_valminusminival/model_final.pkl"
+    assert name(f"https://{detectron}") == detectron == name(f"HTTPS://{detectron.replace('dl.', 'DL.')}#top")
+    for same in (detectron.replace("%3A", ":"), detectron.replace(".com/", ".com:443/")):
+        assert name(f"https://{same}") == detectron
+    assert name("https://h/gn+ws/a@b,c=d-e_f.pth") == "h/gn+ws/a@b,c=d-e_f.pth"
+    assert name("https://h/%252e%252e/C:/~x/*.pkl") == "h/%252e%252e/C%3A/%7Ex/%2A.pkl"
+    assert name("http://h/x.pkl") == "h~80/x.pkl" and name("https://[::1]:8443/x.pkl") == "%3A%3A1~8443/x.pkl"
+    long = "https://h/" + "a" * 300
+    others = "http://h/x.pkl https://h:8443/x.pkl https://h/x.pkl?download=1 https://h/x.pkl?download=2".split()
+    others += "https://h/x.pkl~.json https://h/%ff.pkl https://h/%fe.pkl https://h/x%3Fdownload=1.pkl".split()
+    others += [f"{long}{end}" for end in ("", ".pkl", "b.pkl", "?x", "?y", "b?x", "/x.pkl")]
+    same_file = ["https://h/x.pkl", "https://h/x.pkl?"]
+    names = {name(url) for url in same_file + others}
+    assert len(names) == 1 + len(others) and len({text.lower() for text in names}) == len(names)
+    assert name("https://h/x.pkl?download=1").startswith("h/x~") and name("https://h/x.pkl?download=1").endswith(".pkl")
+    assert name(f"{long}.pkl").endswith(".pkl") and len(cache_path(long + "." + "b" * 200).name) <= 150
+
+
+def test_links_out_of_the_cache_are_refused(cache, tmp_path):
+    (tmp_path / "outside").mkdir()
+    cache.mkdir(parents=True)
+    (cache / "h").symlink_to(tmp_path / "outside")
+    refused("https://h/x.pkl", "leads out of the cache", cache / "h" / "x.pkl")
+
+
+def test_a_cache_that_is_itself_a_link_is_used(server, cache, tmp_path):
+    (tmp_path / "big_disk").mkdir()
+    cache.parent.symlink_to(tmp_path / "big_disk")
+    assert fetch(server.url).is_relative_to(cache) and left(tmp_path / "big_disk")
+
+
+def test_where_the_cache_is(monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", "")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache_path("https://h/x.pkl") == Path("/home/me/.torch/iopath_cache/gn_det/h/x.pkl")
+    monkeypatch.setenv("FVCORE_CACHE", "~/c")
+    assert cache_path("https://h/x.pkl") == Path("/home/me/c/gn_det/h/x.pkl")
+
+
+# What lies in the cache
+
+
+def test_a_file_that_was_changed_is_refused_and_kept(server, cache):
+    path = fetch(server.url)
+    changed = BODY[:1000] + b"?" + BODY[1001:]
+    for data in (changed, BODY[:-9], b""):
+        path.write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        refused(server.url, f"{path}, recorded on 20", digest, SHA[:16], len(data), len(BODY), "Remove the file")
+        assert path.read_bytes() == data
+    path.unlink()
+    assert fetch(server.url).read_bytes() == BODY and len(server.requests) == 2
+
+
+def test_a_cached_file_is_held_against_what_is_known_now(server):
+    path = fetch(server.url)
+    refused(server.url, path, SHA[:16], "abcdef", "Remove the file", sha256="abcdef")
+    refused(server.url, path, len(BODY), 5, size=5)
+    assert fetch(server.url, sha256=SHA.upper(), size=len(BODY)) == path
+
+
+def test_the_first_digest_holds_where_none_is_published(server, cache):
+    path = fetch(server.url)
+    path.unlink()
+    server.file = pickle.dumps({"other": 1}, 2)
+    refused(server.url, SHA[:16], hashlib.sha256(server.file).hexdigest()[:16], beside(path, "json"))
+    assert left(cache) == ["model.pkl~.json"]
+    beside(path, "json").unlink()
+    assert fetch(server.url).read_bytes() == server.file
+    path.unlink()
+    server.file = BODY
+    assert fetch(server.url, sha256=SHA[:8]).read_bytes() == BODY  # what is published counts for more
+
+
+def test_a_file_put_there_by_hand(server, cache):
+    path = cache_path(server.url)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(PAGE)
+    refused(server.url, path, "is a web page", "Remove the file")
+    path.write_bytes(BODY[:-100])
+    refused(server.url, path, "not whole", "Remove the file")
+    refused(server.url, path, "Remove the file", sha256=SHA)
+    assert left(cache) == ["model.pkl"]
+    path.write_bytes(BODY)
+    assert fetch(server.url, sha256=SHA[:6]) == path and not server.requests
+    assert json.loads(beside(path, "json").read_text())["sha256"] == SHA
+
+
+WRONG = [{"size": "1"}, {"sha256": "ab"}, {"sha256": None}, {"date": 1}]
+WRONG_RECORDS = [json.dumps({"size": 1, "sha256": SHA, "date": "2026"} | wrong) for wrong in WRONG]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, "\xff", *WRONG_RECORDS])
+def test_a_record_that_is_none(server, text):
+    path = fetch(server.url)
+    beside(path, "json").write_text(text, encoding="latin1")
+    refused(server.url, beside(path, "json"), "remove it and model.pkl")
+
+
+@pytest.mark.parametrize("sha256", ["g" * 8, "a" * 65, "sha256:ab", " "])
+def test_a_digest_that_is_none(server, sha256):
+    refused(server.url, repr(sha256), "not a sha256", sha256=sha256)
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """Not as root, who may write everywhere."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+    else:
+        yield
+
+
+def test_a_cache_that_cannot_be_written(server, monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("FVCORE_CACHE", folder)
+        path = cache_path(server.url)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(BODY)
+        folders = [path for path in Path(folder).rglob("*") if path.is_dir()] + [Path(folder)]
+        for each in folders:
+            each.chmod(0o555)
+        with unprivileged():
+            assert fetch(server.url, sha256=SHA[:8]) == path and not server.requests
+            refused(f"{server.root}/other.pkl", "Permission denied", "$FVCORE_CACHE")
+        for each in folders:
+            each.chmod(0o755)
+        assert left(Path(folder)) == ["model.pkl"]
+
+
+# The disk
+
+
+def test_a_full_disk_leaves_no_part(server, cache, monkeypatch):
+    def full(file) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(server.url, cache_path(server.url), "No space left on device", "$FVCORE_CACHE")
+    assert left(cache) == []
+
+
+def test_a_limit_on_files_leaves_no_part(server, cache):
+    """The write itself fails, in the middle."""
+    resource = pytest.importorskip("resource")
+
+    def child() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        refused(server.url, "File too large", "$FVCORE_CACHE")
+
+    assert in_child(child) == 0 and server.sent > 100_000 and left(cache) == []
+
+
+def test_no_room_is_known_beforehand(server, cache, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    refused(server.url, f"{len(BODY)} bytes are needed, and 1000 are free")
+    assert left(cache) == []
+
+
+# Several processes
+
+
+def in_child(work, wait: bool = True) -> int:
+    """Run in a copy of this process: the exit code, or the process where it is not waited for."""
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if wait else pid
+    try:
+        work()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def test_six_processes_make_one_request(server):
+    server.answers = [lambda handler: (time.sleep(0.2), good(handler))]
+
+    def child() -> None:
+        assert fetch(server.url, sha256=SHA).read_bytes() == BODY
+
+    children = [in_child(child, wait=False) for _ in range(6)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 6
+    assert len(server.requests) == 1
+
+
+def test_who_waits_says_for_what(server, monkeypatch):
+    said, heard = [], threading.Event()
+    monkeypatch.setattr("gn_det.download.fetch.say", lambda line: (said.append(line), heard.set()))
+    monkeypatch.setattr("gn_det.download.fetch._PATIENCE", 0.01)
+    server.answers = [lambda handler: (heard.wait(4), good(handler))]
+    other = in_child(lambda: fetch(server.url), wait=False)
+    wait_for(lambda: server.requests)
+    path = fetch(server.url)
+    assert said == [f"Waiting for another process, which fetches {server.url} to {path} ..."]
+    assert os.waitpid(other, 0)[1] == 0 and len(server.requests) == 1
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_after_a_kill_the_next_run_goes_on(server, cache):
+    part = beside(cache_path(server.url), "part")
+    with held() as hold:
+        server.answers = [hold(BODY[:262_144])]
+        child = in_child(lambda: fetch(server.url), wait=False)
+        wait_for(lambda: part.is_file() and part.stat().st_size >= 131_072)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL and part.is_file()
+    server.sent = 0
+    assert fetch(server.url, sha256=SHA).read_bytes() == BODY
+    assert len(server.requests) == 2 and server.sent <= len(BODY) - 131_072
+    assert left(cache) == ["model.pkl", "model.pkl~.json"]
+
+
+# Mirrors, and no network
+
+
+def test_a_cache_is_a_mirror(server, cache, tmp_path, monkeypatch):
+    url = f"{server.root}/a%3Ab/x.pkl?download=1"
+    fetch(url)
+    shutil.move(cache, tmp_path / "mirror")
+    server.requests.clear()
+    monkeypatch.setenv("GN_DET_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.setenv("GN_DET_OFFLINE", "1")
+    path = fetch(url, sha256=SHA)
+    assert path.is_relative_to(cache) and path.read_bytes() == BODY and not server.requests
+    assert json.loads(beside(path, "json").read_text())["url"] == url
+
+
+def test_a_mirror_is_not_trusted_and_nothing_else_is_asked(server, cache, tmp_path, monkeypatch):
+    mirror = tmp_path / "mirror"
+    file = mirror / cache_path(server.url).relative_to(cache)
+    file.parent.mkdir(parents=True)
+    monkeypatch.setenv("GN_DET_MIRROR", str(mirror))
+    sentence = refused(server.url, server.url, f"the mirror {mirror} has no", file.name, cache_path(server.url))
+    assert "nothing else is asked" in sentence
+    file.write_bytes(PAGE)
+    refused(server.url, file, "web page")
+    file.write_bytes(BODY)
+    refused(server.url, file, "sha256", "abcdef", sha256="abcdef")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    refused(server.url, "1000 are free")
+    assert left(cache) == [] and not server.requests
+
+
+def test_a_mirror_on_the_web(server, cache, monkeypatch):
+    monkeypatch.setenv("GN_DET_MIRROR", f"{server.root}/mirror/")
+    url = "https://dl.example.com/a%3Ab/x.pkl"
+    path = fetch(url, sha256=SHA)
+    assert path == cache / "dl.example.com" / "a%3Ab" / "x.pkl"
+    assert server.requests[0][0] == "/mirror/dl.example.com/a%253Ab/x.pkl"  # the folder's name has a % in it
+    server.answers = [status(404)]
+    refused("https://dl.example.com/y.pkl", "https://dl.example.com/y.pkl", f"{server.root}/mirror", "answers 404")
+    for bad in ("s3://bucket", "file:///mirror", f"{server.root.replace('//', '//me:s3cret@')}/mirror"):
+        monkeypatch.setenv("GN_DET_MIRROR", bad)
+        assert "s3cret" not in refused("https://dl.example.com/y.pkl", "$GN_DET_MIRROR is neither")
+    assert len(server.requests) == 2
+
+
+def test_offline_uses_the_cache_or_says_where_to_put_the_file(server, monkeypatch):
+    path, other = fetch(server.url), f"{server.root}/other.pkl"
+    monkeypatch.setenv("GN_DET_OFFLINE", "1")
+    assert fetch(server.url) == path
+    texts = other, "GN_DET_OFFLINE is set", f"Put it at {cache_path(other)} by hand", "GN_DET_MIRROR", "/other.pkl"
+    refused(other, *texts)
+    monkeypatch.setenv("GN_DET_MIRROR", server.root)
+    refused(other, *texts[:2])
+    monkeypatch.delenv("GN_DET_MIRROR")
+    monkeypatch.setenv("GN_DET_OFFLINE", "0")
+    fetch(other)
+    assert len(server.requests) == 2
+
+
+def test_no_connection_says_where_to_put_the_file(server):
+    server.shutdown()
+    server.server_close()
+    sentence = refused(server.url, "Connection refused", cache_path(server.url), "GN_DET_MIRROR")
+    assert "HTTPConnectionPool" not in sentence

@@ -1,0 +1,190 @@
+"""The tools as a user runs them: own data, wrong arguments, resuming, evaluating."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from gn_det import GNDetError
+from gn_det.data import shapes
+from gn_det.evaluation.run_folder import read_datasets
+from gn_det.launch.arguments import argument_parser
+from gn_det.launch.prepare import prepare
+from gn_det.launch.processes import launch
+from helpers.tools import own_data, run_tool
+
+SHORT = """SOLVER.MAX_ITER 4 SOLVER.STEPS () SOLVER.CHECKPOINT_PERIOD 2 SOLVER.IMS_PER_BATCH 2 SEED 5
+    DATALOADER.NUM_WORKERS 0 MODEL.RPN.POST_NMS_TOPK_TEST 10""".split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Six training and three validation images of shapes."""
+    root = tmp_path_factory.mktemp("own data")
+    shapes.generate(root / "shapes", num_train=6, num_val=3, seed=1, size=96)
+    return root / "shapes"
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> tuple[Path, str]:
+    """OUTPUT_DIR of a short run on one's own data, and what it said."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    done = run_tool("--config", "quickstart_R18_FPN_gn_scratch", *own_data(data), *SHORT, "OUTPUT_DIR", output)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return output, done.stdout
+
+
+def test_own_data_by_one_command(trained):
+    output, said = trained
+    (record,) = (json.loads(path.read_text()) for path in (output / "records").iterdir())
+    assert record["dataset"] == "own_shapes_val" and record["iteration"] == 4 and record["seed"] == 5
+    assert {"AP-circle", "AP-triangle", "AP", "AR100"} <= record["box"].keys()
+    assert record["changed"]["SOLVER.MAX_ITER"] == 4 and "SEED" not in record["changed"]
+    for name in ("model_final.pth", "report.html", "config.yaml", "metrics.json", "log.txt", "records"):
+        assert (output / name).exists() and str(output / name) in said
+    assert len(list((output / "pictures" / "own_shapes_val").glob("*.png"))) == 3
+    assert "3 images" in (output / "report.html").read_text() and "No report" not in said
+    assert read_datasets(output).keys() == {"own_shapes_train", "own_shapes_val"}
+    assert said.count("No GPU here") == 1
+
+
+def test_checkpoint_remembers_its_class_names(trained):
+    checkpoint = torch.load(trained[0] / "model_final.pth", weights_only=True)
+    assert checkpoint["classes"]["names"] == list(shapes.CLASSES)
+
+
+def test_evaluating_a_checkpoint_gives_the_same_ap(trained, data, tmp_path):
+    output, _ = trained
+    arguments = ["--config", output / "config.yaml", *own_data(data)[4:], "--eval-only", "OUTPUT_DIR", tmp_path]
+    done = run_tool(*arguments, "MODEL.WEIGHTS", output / "model_final.pth")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (first,), (second,) = ([json.loads(p.read_text()) for p in (o / "records").iterdir()] for o in (output, tmp_path))
+    assert first["box"] == second["box"] and first["mask"] == second["mask"] and second["iteration"] is None
+    assert second["config"] == "quickstart_R18_FPN_gn_scratch"
+
+
+def test_evaluating_on_other_classes_is_refused(trained, data, tmp_path):
+    other = json.loads((data / "val.json").read_text())
+    other["categories"][0]["name"] = "disc"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    arguments = ["--val-json", tmp_path / "other.json", "--val-images", data / "val", "--eval-only"]
+    weights = ["MODEL.WEIGHTS", trained[0] / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
+    done = run_tool("--config", "quickstart_R18_FPN_gn_scratch", *arguments, *weights)
+    assert done.returncode == 2 and "was trained for the classes ['circle'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_resume_goes_on_and_without_it_nothing_is_overwritten(trained, data, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(trained[0], output)
+    arguments = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(data), *SHORT, "OUTPUT_DIR", output]
+    before = (output / "model_final.pth").read_bytes()
+    done = run_tool(*arguments)
+    assert done.returncode == 2 and "holds a run already: continue it with --resume" in done.stderr
+    assert (output / "model_final.pth").read_bytes() == before
+    done = run_tool("--resume", *arguments, "SOLVER.MAX_ITER", 6)
+    assert done.returncode == 0 and "Starting training from iteration 4" in done.stdout
+    assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 5
+    assert (output / "records" / "quickstart_R18_FPN_gn_scratch-own_shapes_val-0000006.json").is_file()
+
+
+def test_resume_where_nothing_is_says_so(data, tmp_path):
+    arguments = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(data)[:4], *SHORT, "SOLVER.MAX_ITER", 1]
+    done = run_tool("--resume", *arguments, "OUTPUT_DIR", tmp_path / "out")
+    assert done.returncode == 0 and "holds no checkpoint, so training begins from scratch" in done.stdout
+    assert "no evaluation, as no --val-json is given" in done.stdout
+
+
+MISTAKES = {
+    "no config": ([], "Name a config"),
+    "unknown config": (["--config", "quickstart_R18_FPN_gn_scrach"], "did you mean quickstart_R18_FPN_gn_scratch"),
+    "unknown key": (["SOLVER.BASE_LRR", "1"], "did you mean 'SOLVER.BASE_LR'"),
+    "unknown norm": (["MODEL.FPN.NORM", "gn"], "did you mean 'GN'"),
+    "unknown device": (["MODEL.DEVICE", "gpu"], "which is no device"),
+    "GPU asked for where none is": (["MODEL.DEVICE", "cuda"], "finds no GPU here"),
+    "float16 without a GPU": (["SOLVER.AMP.ENABLED", "True", "TRAIN.AMP_DTYPE", "float16"], "trains on GPUs only"),
+    "parts that a process cannot make": (["--num-gpus", "4", "TRAIN.ACCUMULATE", "2"], "does not divide the 1 images"),
+    "unknown data set": (["DATASETS.TRAIN", "('shape_train',)"], "did you mean 'shapes_train'"),
+    "COCO not there": (
+        ["DATASETS.TRAIN", "('coco_2017_train',)", "MODEL.ROI_HEADS.NUM_CLASSES", "80", "DATASETS.TEST", "()"],
+        "set DETECTRON2_DATASETS",
+    ),
+    "classes unlike the data's": (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "has 3 classes: set it to 3"),
+    "json without images": (["--train-json", "x.json"], "--train-json and --train-images go together"),
+    "missing json": (["--train-json", "x.json", "--train-images", "."], "annotation file x.json is not there"),
+    "evaluation without weights": (["--eval-only"], "--eval-only needs weights"),
+    "output that cannot be made": (["OUTPUT_DIR", "/proc/nowhere/out"], "cannot be made"),
+    "negative learning rate": (["SOLVER.BASE_LR", "-1.0"], "must be above 0"),
+    "batch that processes cannot share": (["--num-gpus", "3", "SEED", "1"], "take a multiple of 3"),
+    "no processes": (["--num-gpus", "0"], "--num-gpus is 0"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence(name, monkeypatch, tmp_path):
+    words, sentence = MISTAKES[name]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    config = [] if "config" in name else ["--config", "quickstart_R18_FPN_gn_scratch"]
+    args = argument_parser("").parse_args([*config, *words])
+    args.opts = ["OUTPUT_DIR", str(tmp_path / "out"), *args.opts]
+    with pytest.raises(GNDetError) as error:
+        launch(lambda args: prepare(args), args)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_mistake_from_the_shell_has_exit_code_2_and_no_traceback(tmp_path):
+    for arguments in (
+        ["--config", "nowhere"],
+        ["--num-gpus", 2, "--config", "quickstart_R18_FPN_gn_scratch", "A.B", 1],
+    ):
+        done = run_tool(*arguments)
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.strip().splitlines()[-1].startswith("error: ")
+        assert "Traceback" not in done.stderr
+
+
+def test_train_and_val_with_other_classes_are_refused(data, tmp_path):
+    other = json.loads((data / "val.json").read_text())
+    other["categories"].reverse()
+    for number, category in enumerate(other["categories"], start=1):
+        category["id"] = number
+    (tmp_path / "val.json").write_text(json.dumps(other))
+    words = [str(word) for word in own_data(data)]
+    words[5] = str(tmp_path / "val.json")
+    args = argument_parser("").parse_args(
+        ["--config", "mask_rcnn_R50_FPN_gn", *words, "OUTPUT_DIR", str(tmp_path / "o")]
+    )
+    with pytest.raises(GNDetError, match="the same categories with the same ids"):
+        prepare(args)
+
+
+@pytest.mark.parametrize("flag", ["--config", "--config-file"])
+def test_classes_and_mask_format_follow_the_data(data, tmp_path, flag):
+    train = json.loads((data / "train.json").read_text())
+    train["categories"].append({"id": 4, "name": "blob"})
+    image = train["images"][0]
+    train["annotations"][0] |= {"segmentation": {"size": [image["height"], image["width"]], "counts": "0"}}
+    (tmp_path / "train.json").write_text(json.dumps(train))
+    words = ["--train-json", str(tmp_path / "train.json"), "--train-images", str(data / "train")]
+    args = argument_parser("").parse_args([flag, "mask_rcnn_R50_FPN_gn", *words, "OUTPUT_DIR", str(tmp_path / "out")])
+    cfg = prepare(args)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4 and cfg.INPUT.MASK_FORMAT == "bitmask" and cfg.DATASETS.TEST == ()
+    assert len(DatasetCatalog.get(cfg.DATASETS.TRAIN[0])) == 6
+    assert MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes[-1] == "blob"
+
+
+def test_given_detections_are_evaluated_from_the_shell(data, tmp_path):
+    truth = json.loads((data / "val.json").read_text())
+    keys = ("image_id", "category_id", "bbox")
+    rows = [{**{key: a[key] for key in keys}, "score": 0.5} for a in truth["annotations"]]
+    (tmp_path / "found.json").write_text(json.dumps(rows))
+    arguments = ["--annotations", data / "val.json", "--detections", tmp_path / "found.json"]
+    done = run_tool(*arguments, tool="evaluate_detections.py")
+    assert done.returncode == 0 and "| found.json   | bbox   | 100.0 |" in done.stdout
+    done = run_tool(*arguments[:3], tmp_path / "no.json", tool="evaluate_detections.py")
+    assert done.returncode == 2 and "cannot be read" in done.stderr and "Traceback" not in done.stderr
