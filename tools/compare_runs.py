@@ -1,27 +1,8 @@
 #!/usr/bin/env python
-"""Compare runs: one table and one picture of their AP. Runs that differ only in the seed are one row, with its spread."""
+"""The same as ``gn-det compare``: compare runs in a table and a picture."""
 
-import argparse
-
-from gn_det.evaluation.comparison import draw_runs, load_runs, paper_rows, runs_table
+from gn_det.cli.compare import cli
 from gn_det.launch.tool import run_tool
-
-_NOTE = "AP in percent; ± is the standard deviation over seeds, and of a difference its standard error."
-
-
-def cli():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="OUTPUT_DIR, record or folder of records; or NAME=RUN")
-    parser.add_argument("--paper", nargs="+", default=[], metavar="CONFIG", help="the paper's rows to set beside them")
-    parser.add_argument("--out", default="comparison.png", help="the picture, PNG or SVG (default: comparison.png)")
-    args = parser.parse_args()
-    rows, paper = load_runs(args.runs), paper_rows(args.paper)
-    print(f"{runs_table(rows, paper)}\n\n{_NOTE}")
-    if paper and not rows[0].records[0]["dataset"].startswith("coco_2017_val"):
-        print(f"The paper's rows are on COCO val2017, and not on {rows[0].records[0]['dataset']}: look at differences.")
-    draw_runs(rows, args.out, paper)
-    print(f"Picture: {args.out}")
-
 
 if __name__ == "__main__":
     run_tool(cli)

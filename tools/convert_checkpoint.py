@@ -1,31 +1,8 @@
 #!/usr/bin/env python
-"""Convert weights of Detectron, detectron2, mmdetection, torchvision or timm, in a file of any kind, to detectron2's names.
+"""The same as ``gn-det convert``: convert weights of another library to detectron2's names."""
 
-Nothing in the file is run. Nothing is written unless every name in it is known.
-"""
-
-import argparse
-
-from gn_det.checkpoint.export import FORMATS, convert_file, mapping_report
+from gn_det.cli.convert import cli
 from gn_det.launch.tool import run_tool
-
-
-def cli():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("input", metavar="IN", help="a file of weights: .pkl, .pth, .pt, .bin, .pyth, .safetensors")
-    parser.add_argument("output", metavar="OUT", help="the new file")
-    parser.add_argument(
-        "--to",
-        choices=sorted(FORMATS),
-        required=True,
-        help="a .pth that stock detectron2 loads, or .safetensors",
-    )
-    parser.add_argument("--verbose", action="store_true", help="list every name")
-    parser.add_argument("--force", action="store_true", help="overwrite OUT")
-    args = parser.parse_args()
-    converted, left_out = convert_file(args.input, args.output, args.to, args.force)
-    print(f"{args.input} -> {args.output}: {mapping_report(converted, left_out, args.verbose)}")
-
 
 if __name__ == "__main__":
     run_tool(cli)

@@ -1,34 +1,8 @@
 #!/usr/bin/env python
-"""COCO AP and AR of detections in a file (COCO's result format), through the evaluator that training uses."""
+"""The same as ``gn-det evaluate``: compute the COCO AP of detections in a file."""
 
-import argparse
-import tempfile
-from pathlib import Path
-
-from tabulate import tabulate
-
-from gn_det.data.coco import register_annotations
-from gn_det.evaluation.evaluator import evaluate_detections
+from gn_det.cli.evaluate import cli
 from gn_det.launch.tool import run_tool
-
-
-def cli():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--annotations", required=True, metavar="JSON", help="the truth, in COCO's format")
-    parser.add_argument(
-        "--detections", required=True, metavar="JSON", nargs="+", help="one file or more, each evaluated"
-    )
-    parser.add_argument("--digits", type=int, default=1, help="digits shown after the point (default: 1)")
-    args = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        register_annotations("annotations", args.annotations, Path(folder) / "annotations.json")
-        for path in args.detections:
-            for task, metrics in evaluate_detections("annotations", path).items():
-                totals = {name: value for name, value in metrics.items() if not name.startswith("AP-")}
-                rows.append({"detections": Path(path).name, "task": task, **totals})
-    print(tabulate(rows, "keys", tablefmt="github", floatfmt=f".{args.digits}f"))
-
 
 if __name__ == "__main__":
     run_tool(cli)

@@ -1,4 +1,4 @@
-"""Pictures of a data set as the model sees it: what detectron2's DatasetMapper makes of images, boxes and masks."""
+"""Draw samples of a data set as the model sees them, and check its annotations."""
 
 import argparse
 import colorsys
@@ -161,3 +161,8 @@ def _draw(sample: dict, classes: list[str], image_format: str, scale: float) -> 
         assigned_colors=[colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 1) for label in labels],
         alpha=0.35,
     ).get_image()
+
+
+def cli() -> None:
+    """Run the command with the arguments of the process."""
+    browse(browse_parser(__doc__).parse_args())
