@@ -1,4 +1,7 @@
-"""Group Normalization (Wu & He, ECCV 2018, arXiv 1803.08494) for detectron2. Importing it registers its parts."""
+"""Group Normalization (Wu & He, ECCV 2018, arXiv 1803.08494) for detectron2.
+
+Importing the package registers its backbones and heads with detectron2.
+"""
 
 try:
     import detectron2

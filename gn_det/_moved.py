@@ -1,4 +1,4 @@
-"""Old import paths of modules that are now in a room of their own. Each still works, with a DeprecationWarning."""
+"""Old import paths of modules that have moved. Each still works, with a DeprecationWarning."""
 
 import importlib
 import importlib.abc
@@ -8,7 +8,7 @@ import warnings
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-_PATHS = {
+_NEW_PATHS = {
     "gn_det.backbone": "gn_det.modeling.backbone",
     "gn_det.checkpoint.fetch": "gn_det.download.fetch",
     "gn_det.comparison": "gn_det.evaluation.comparison",
@@ -30,22 +30,26 @@ _PATHS = {
 }
 
 
-class _OldPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _OldPathFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Find a module by its old path and return the module at the new path."""
+
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return importlib.util.spec_from_loader(fullname, self) if fullname in _PATHS else None
+        return importlib.util.spec_from_loader(fullname, self) if fullname in _NEW_PATHS else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        new = _PATHS[spec.name]
-        warnings.warn(f"{spec.name} has moved: import {new}.", DeprecationWarning, stacklevel=2)
+        new = _NEW_PATHS[spec.name]
+        warnings.warn(f"{spec.name} has moved: import {new} instead.", DeprecationWarning, stacklevel=2)
         module = importlib.import_module(new)
-        spec.loader_state = module.__spec__  # the import system puts spec in its place
+        spec.loader_state = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = module.__spec__ and module.__spec__.loader_state or module.__spec__
+        # __spec__ is now the spec of the old path; loader_state holds the one of the new path.
+        if module.__spec__ is not None:
+            module.__spec__ = module.__spec__.loader_state or module.__spec__
 
 
 def install() -> None:
-    """Let Python's import system know the old paths."""
-    if not any(isinstance(finder, _OldPaths) for finder in sys.meta_path):
-        sys.meta_path.append(_OldPaths())
+    """Register the old paths with Python's import system."""
+    if not any(isinstance(finder, _OldPathFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_OldPathFinder())

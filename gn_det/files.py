@@ -1,4 +1,4 @@
-"""Atomic writing: a reader sees the old file or the new one, never a part of it."""
+"""Write files atomically: a reader sees the old file or the complete new one."""
 
 import contextlib
 import json
@@ -12,17 +12,20 @@ from .errors import GNDetError
 
 @contextlib.contextmanager
 def replacing(path: str | Path, name: str = "", hint: str = "") -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path``; on success, flush it to disk and rename it to ``path``.
+    """Yield a temporary path next to ``path``; on success, flush it to disk and rename it to ``path``.
 
-    The new file has the permissions of the file that it replaces, or those of any new file. After an error the temporary
-    file is deleted and ``path`` is unchanged. Processes and threads may replace the same file at once: the last one wins.
+    The new file gets the permissions of the file that it replaces, or the default permissions. If an
+    error occurs, the temporary file is deleted and ``path`` is unchanged. Several processes and threads
+    may replace the same file at the same time; the last one wins.
 
     Args:
-        name: what the error calls the file, as "The report report.html"; by default the path.
-        hint: what to do about the error, for the end of its sentence.
+        path: the file to write.
+        name: the name of the file in the error message, such as "The report report.html". By default
+            the path.
+        hint: what to do about the error, for the end of the error message.
 
     Raises:
-        GNDetError: the file cannot be written there.
+        GNDetError: the file cannot be written.
     """
     path = Path(path)
     part = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}.part")
@@ -48,12 +51,15 @@ def replacing(path: str | Path, name: str = "", hint: str = "") -> Iterator[Path
 
 
 def _is_from_writing(error: Exception) -> bool:
-    """PyTorch and safetensors raise exceptions of their own for a full disk."""
+    """Return whether an exception comes from writing the file.
+
+    PyTorch and safetensors have their own exceptions for a full disk.
+    """
     return isinstance(error, OSError | RuntimeError) or type(error).__name__ == "SafetensorError"
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the rename to disk, where the system can."""
+    """Flush the rename to disk, if the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -63,17 +69,22 @@ def _sync_folder(folder: Path) -> None:
 
 
 def save_text(path: str | Path, text: str, name: str = "", errors: str = "strict") -> Path:
-    """Write a text file atomically, in UTF-8. Missing folders are created.
+    """Write a text file in UTF-8 atomically, and create missing folders.
 
     Args:
-        name: as :func:`replacing` takes it.
-        errors: what becomes of characters that UTF-8 does not have, as ``str.encode`` takes it.
+        path: the file to write.
+        text: its content.
+        name: the name of the file in the error message, by default the path.
+        errors: how to encode characters that UTF-8 does not have; see ``str.encode``.
+
+    Returns:
+        the path.
 
     Raises:
-        GNDetError: as :func:`replacing`.
+        GNDetError: the file cannot be written.
     """
     path = Path(path)
-    with contextlib.suppress(OSError):  # replacing() reports it
+    with contextlib.suppress(OSError):  # replacing() raises the error
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, name) as part:
         part.write_text(text, encoding="utf-8", errors=errors)
@@ -81,9 +92,9 @@ def save_text(path: str | Path, text: str, name: str = "", errors: str = "strict
 
 
 def save_json(path: str | Path, data: object, indent: int | None = 1) -> Path:
-    """Write a JSON file atomically. Missing folders are created.
+    """Write a JSON file atomically, and create missing folders. Returns the path.
 
     Raises:
-        GNDetError: as :func:`replacing`.
+        GNDetError: the file cannot be written.
     """
     return save_text(path, json.dumps(data, indent=indent) + "\n")

@@ -1,31 +1,31 @@
-"""The names of what an evaluation measures: as detectron2 has them (``bbox/AP``), and as a record does (``box``, ``AP``)."""
+"""Names of the evaluation metrics in detectron2 (``bbox/AP``) and in result records (``box``, ``AP``)."""
 
 import math
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in percent, see evaluation.py
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in percent
 RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-_IN_RECORD = {"bbox": "box", "segm": "mask"}
+_RECORD_KEYS = {"bbox": "box", "segm": "mask"}
 
 
 def metric_names(cfg: CfgNode) -> list[str]:
-    """All that an evaluation of this config measures, the AP of each class among it: ``bbox/AP``, ``segm/AP-circle``."""
+    """Return the names of all metrics of an evaluation, such as ``bbox/AP`` and ``segm/AP-circle``."""
     classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", []) if cfg.DATASETS.TEST else []
-    per_class = [f"AP-{name}" for name in classes] if len(classes) > 1 else []  # as detectron2 does
+    per_class = [f"AP-{name}" for name in classes] if len(classes) > 1 else []  # as in detectron2
     kinds = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
     return [f"{kind}/{name}" for kind in kinds for name in (*METRICS, *RECALLS, *per_class)]
 
 
 def storage_key(cfg: CfgNode) -> str:
-    """``TRAIN.METRIC`` on the first of ``DATASETS.TEST``, as detectron2's event storage names it."""
+    """Return the name of ``TRAIN.METRIC`` on the first test data set in detectron2's event storage."""
     several = len(cfg.DATASETS.TEST) > 1
     return f"{cfg.DATASETS.TEST[0]}/{cfg.TRAIN.METRIC}" if several else cfg.TRAIN.METRIC
 
 
-def in_record(record: dict, metric: str) -> float:
-    """The value of ``bbox/AP`` and the like in a result record; NaN where it has none."""
+def metric_in_record(record: dict, metric: str) -> float:
+    """Return the value of a metric such as ``bbox/AP`` in a result record; NaN if the record lacks it."""
     kind, name = metric.split("/", 1)
-    value = (record.get(_IN_RECORD[kind]) or {}).get(name)
+    value = (record.get(_RECORD_KEYS[kind]) or {}).get(name)
     return math.nan if value is None else value

@@ -1,4 +1,4 @@
-"""Published GN models by name, as ``detectron2.model_zoo`` has detectron2's own."""
+"""Load published GN models by name, like ``detectron2.model_zoo``."""
 
 from detectron2.modeling import build_model
 from torch import nn
@@ -22,10 +22,15 @@ list = names
 
 
 def get(name: str, trained: bool = True) -> nn.Module:
-    """The model of an entry on a GPU if there is one, in evaluation mode; with random weights if not ``trained``.
+    """Build the model of an entry in evaluation mode, on a GPU if there is one, else on the CPU.
+
+    Args:
+        name: the name of the entry.
+        trained: whether to load the published weights. Otherwise the model is initialized at random.
 
     Raises:
-        GNDetError: there is none of that name, its weights cannot be had or do not fit, or they are a backbone's.
+        GNDetError: no entry has this name, or, if ``trained``, its weights cannot be downloaded, do not
+            fit the model, or are those of a backbone only.
     """
     cfg = get_detector_config(name) if trained else get_config(name)
     cfg.MODEL.DEVICE = choose_device(None)

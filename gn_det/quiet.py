@@ -1,4 +1,4 @@
-"""Silence for warnings about detectron2's own code, which a user of it cannot act on."""
+"""Silence warnings about detectron2's code, which a user cannot act on."""
 
 import contextlib
 import logging
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def silence_detectron2() -> None:
-    """Ignore what PyTorch warns about in detectron2's code, from now on in this process. For tools."""
+    """Ignore PyTorch's warnings about detectron2's code in the rest of this process (for commands)."""
     warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
     warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -15,7 +15,7 @@ def silence_detectron2() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Ignore these warnings within a block. The filters and log levels of the process are restored after it."""
+    """Ignore PyTorch's warnings about detectron2's code in a block, then restore filters and log level."""
     log = logging.getLogger("torch.fx._symbolic_trace")
     level = log.level
     with warnings.catch_warnings():

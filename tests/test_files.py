@@ -1,4 +1,4 @@
-"""Atomic writing: the old file or the new one, with its permissions, and no temporary file left."""
+"""Atomic writing: content, permissions, and no temporary file afterwards."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from gn_det.errors import GNDetError
 from gn_det.files import replacing, save_json, save_text
 
 
-def test_replacing_writes_the_file_and_leaves_nothing_else(tmp_path):
+def test_replacing_writes_the_file_and_no_other(tmp_path):
     with replacing(tmp_path / "a.txt") as part:
         part.write_text("new")
         assert not (tmp_path / "a.txt").exists() and part.parent == tmp_path
@@ -60,8 +60,8 @@ def test_replacing_in_several_threads(tmp_path):
     assert json.loads(path.read_text()) in texts and len(list(tmp_path.iterdir())) == 1
 
 
-def test_replacing_takes_the_longest_name(tmp_path):
-    name = "é" * 127  # 254 bytes, of the 255 that file systems allow
+def test_replacing_accepts_the_longest_name(tmp_path):
+    name = "é" * 127  # 254 bytes; file systems allow 255
     save_text(tmp_path / name, "text")
     assert (tmp_path / name).read_text() == "text"
 
@@ -77,6 +77,6 @@ def test_error_names_file_reason_and_hint(tmp_path):
         save_json(tmp_path / "file" / "a.json", {})
 
 
-def test_save_text_makes_folders_and_takes_characters_that_utf8_lacks(tmp_path):
+def test_save_text_creates_folders_and_encodes_characters_that_utf8_lacks(tmp_path):
     path = save_text(tmp_path / "new" / "a.html", "\udcff", errors="xmlcharrefreplace")
     assert path.read_text() == "&#56575;"

@@ -1,1 +1,1 @@
-"""A built model made faster or smaller in place, and the device that it runs on."""
+"""In-place changes that make a built model faster or smaller, and the choice of its device."""

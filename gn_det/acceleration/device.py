@@ -1,4 +1,4 @@
-"""The choice between GPU and CPU."""
+"""Choose between GPU and CPU."""
 
 import torch
 
@@ -6,14 +6,14 @@ from ..errors import GNDetError
 
 
 def choose_device(name: str | None = None, option: str = "The device") -> str:
-    """Return the device that is asked for; without a name, a GPU where there is one, else the CPU.
+    """Return the device to use: ``name``, or by default a GPU if there is one, else the CPU.
 
     Args:
         name: "cpu", "cuda" or "cuda:N".
-        option: what the user calls it, for the error: "MODEL.DEVICE", "--device".
+        option: what the user set, for the error message, such as "MODEL.DEVICE" or "--device".
 
     Raises:
-        GNDetError: the name is no such device, or this machine does not have it.
+        GNDetError: the name is not such a device, or this machine does not have it.
     """
     gpus = torch.cuda.device_count()
     try:
@@ -21,8 +21,8 @@ def choose_device(name: str | None = None, option: str = "The device") -> str:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise GNDetError(f"{option} is {name!r}, which is no device here: use cuda, cuda:1 or cpu.")
+        raise GNDetError(f"{option} is {name!r}; it must be cpu, cuda, or cuda:N for GPU number N.")
     if device.type == "cuda" and (device.index or 0) >= gpus:
         found = "no GPU" if not gpus else f"only {gpus} GPU{'s' * (gpus > 1)}"
-        raise GNDetError(f"{option} is {name}, but PyTorch finds {found} here: leave it out, or use cpu.")
+        raise GNDetError(f"{option} is {name}, but PyTorch finds {found} here: omit it, or use cpu.")
     return str(device)

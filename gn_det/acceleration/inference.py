@@ -1,7 +1,9 @@
-"""How a model is run where it is not trained. Types, state-dict keys and, but for the last digits, outputs stay."""
+"""In-place speed-ups of a built model.
+
+Module types, dtypes and state-dict keys are unchanged; outputs agree to rounding.
+"""
 
 import contextlib
-import logging
 
 import torch
 from detectron2.config import CfgNode
@@ -9,31 +11,42 @@ from torch import nn
 
 from .fuse import fuse
 from .roi_align import use_row_poolers
-from .training import keep_rois_exact
-
-logger = logging.getLogger(__name__)
+from .training import keep_rois_in_float32
 
 
-def speed_up(cfg: CfgNode, model: nn.Module, trains: bool = False) -> nn.Module:
-    """The same model, in place: GN with what follows it as one operation, RoIAlign by rows, and the memory format.
+def accelerate_model(cfg: CfgNode, model: nn.Module, for_training: bool = False) -> nn.Module:
+    """Apply ``MODEL.GN.FUSE`` and the ``INFERENCE`` keys to a built model, in place.
+
+    Call it once, right after the model is built. The trainer does so with ``for_training``, and so does
+    every function that loads a model for inference, without it. It changes the following:
+
+    - ``MODEL.GN.FUSE``: GN, residual sum and ReLU run as one operation.
+    - ``INFERENCE.CHANNELS_LAST``: on a CPU, RoIAlign without gradients is computed by rows, and the
+      parameters become channels_last.
+    - ``INFERENCE.DTYPE`` other than float32: RoIs keep float32 coordinates.
 
     Args:
-        trains: it is trained too, and its memory format with it.
+        for_training: the model will be trained, and only evaluated in between. The memory format of
+            the parameters and the dtype of RoIs are then left to
+            :func:`gn_det.acceleration.training.apply_training_options`.
+
+    Returns:
+        the same model.
     """
     if cfg.MODEL.GN.FUSE:
         fuse(model)
     if cfg.INFERENCE.CHANNELS_LAST:
         use_row_poolers(model)
-    if cfg.INFERENCE.DTYPE != "float32" and not trains:
-        keep_rois_exact(model)
+    if cfg.INFERENCE.DTYPE != "float32" and not for_training:
+        keep_rois_in_float32(model)
     on_cpu = next(model.parameters()).device.type == "cpu"
-    if cfg.INFERENCE.CHANNELS_LAST and on_cpu and not trains:
+    if cfg.INFERENCE.CHANNELS_LAST and on_cpu and not for_training:
         model.to(memory_format=torch.channels_last)
     return model
 
 
 def precision(cfg: CfgNode) -> contextlib.AbstractContextManager:
-    """What a model is called within, so that it computes in ``INFERENCE.DTYPE``."""
+    """Return the context in which to call a model, so that it computes in ``INFERENCE.DTYPE``."""
     if cfg.INFERENCE.DTYPE == "float32":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype=getattr(torch, cfg.INFERENCE.DTYPE))

@@ -1,6 +1,7 @@
-"""How a model is run, with what it computes left as it is: types, state-dict keys and outputs stay.
+"""Memory and speed options for training. Each changes a built model in place.
 
-All of it is done to a built model, in place, and goes with its copies.
+Module types, state-dict keys and, up to rounding, outputs are unchanged. Copies of the model keep the
+options.
 """
 
 import functools
@@ -15,14 +16,23 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import GNDetError
 
 
-def apply_switches(cfg: CfgNode, model: nn.Module) -> None:
-    """Run a detectron2 model as the switches of ``TRAIN`` and ``SOLVER.AMP`` say.
+def apply_training_options(cfg: CfgNode, model: nn.Module) -> None:
+    """Apply the options of ``TRAIN`` and ``SOLVER.AMP`` to a model that will be trained, in place.
+
+    The trainer calls it once, after :func:`gn_det.acceleration.inference.accelerate_model` and before
+    it builds the optimizer. It changes the following:
+
+    - ``SOLVER.AMP.ENABLED``: RoIs keep float32 coordinates (:func:`keep_rois_in_float32`).
+    - ``TRAIN.CHECKPOINT_ACTIVATIONS``: ResNet blocks recompute their activations in the backward pass
+      (:func:`checkpoint_activations`).
+    - ``TRAIN.CHANNELS_LAST``: parameters and images become channels_last (:func:`to_channels_last`).
+    - ``TRAIN.COMPILE``: the backbone is compiled (:func:`compile_backbone`).
 
     Raises:
-        GNDetError: ``TRAIN.COMPILE`` is on, and nothing can be compiled here.
+        GNDetError: ``TRAIN.COMPILE`` is True, but ``torch.compile`` does not work on this machine.
     """
     if cfg.SOLVER.AMP.ENABLED:
-        keep_rois_exact(model)
+        keep_rois_in_float32(model)
     if cfg.TRAIN.CHECKPOINT_ACTIVATIONS:
         checkpoint_activations(model)
     if cfg.TRAIN.CHANNELS_LAST:
@@ -32,9 +42,10 @@ def apply_switches(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Let each block of a ResNet, its stem too, keep its input alone and compute the rest again for its gradients.
+    """Let each block of a ResNet, including the stem, keep only its input for the backward pass.
 
-    Blocks that are frozen keep nothing, and run once as before.
+    The backward pass computes the other activations of the block again. Frozen blocks keep no
+    activations anyway, and still run once.
     """
     for block in model.modules():
         if isinstance(block, CNNBlockBase):
@@ -42,47 +53,51 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def to_channels_last(model: nn.Module) -> None:
-    """Keep weights and images channels last (N, H, W, C in memory), and with them what convolutions put out."""
+    """Convert parameters and images to channels_last memory format, which convolutions then keep."""
     model.to(memory_format=torch.channels_last)
-    model.get_submodule("backbone").register_forward_pre_hook(_images_channels_last)
+    model.get_submodule("backbone").register_forward_pre_hook(_images_to_channels_last)
 
 
-def _images_channels_last(backbone: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+def _images_to_channels_last(backbone: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
     return (args[0].contiguous(memory_format=torch.channels_last),)
 
 
-def keep_rois_exact(model: nn.Module) -> None:
-    """Keep the corners of RoIs in float32 where features are bfloat16 or float16.
+def keep_rois_in_float32(model: nn.Module) -> None:
+    """Keep the coordinates of RoIs in float32 if features are bfloat16 or float16.
 
-    detectron2's RoIAlign rounds them to the type of the features: at 1000 pixels, to a multiple of 4 in bfloat16.
+    detectron2's RoIAlign rounds them to the dtype of the features. In bfloat16, a coordinate near 1000
+    pixels becomes a multiple of 4.
     """
     for pooler in model.modules():
         if isinstance(pooler, ROIAlign):
-            pooler.forward = functools.partial(_in_float32, pooler.forward)
+            pooler.forward = functools.partial(_forward_in_float32, pooler.forward)
 
 
-def _in_float32(forward: Callable[[Tensor, Tensor], Tensor], features: Tensor, rois: Tensor) -> Tensor:
-    # No dearer: under autocast torchvision's RoIAlign computes in float32 itself.
+def _forward_in_float32(forward: Callable[[Tensor, Tensor], Tensor], features: Tensor, rois: Tensor) -> Tensor:
+    # This costs nothing: under autocast, torchvision's RoIAlign computes in float32 anyway.
     return forward(features.float(), rois).to(features.dtype)
 
 
 def compile_backbone(model: nn.Module) -> None:
-    """torch.compile the backbone, for images of any size, when it is first run.
+    """Compile the backbone, for images of any size, when it is first called.
 
     Raises:
-        GNDetError: nothing can be compiled here.
+        GNDetError: ``torch.compile`` does not work on this machine.
     """
-    _try_compiler(next(model.parameters()).device)
+    _check_compiler(next(model.parameters()).device)
     model.get_submodule("backbone").compile(dynamic=True)
 
 
-def _try_compiler(device: torch.device) -> None:
-    """Compile a line: of all that can be missing (compiler, headers, Triton, a place for files), nothing else tells."""
+def _check_compiler(device: torch.device) -> None:
+    """Compile one line of code.
+
+    Nothing else shows whether something is missing: a compiler, headers, Triton or a writable folder.
+    """
     try:
         torch.compile(lambda x: x.relu() + 1)(torch.zeros(8, device=device))
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
         raise GNDetError(
-            f"TRAIN.COMPILE is True, but torch.compile does not work here ({reason}): install a C++ compiler, and for a "
-            "GPU Triton, or set it to False."
+            f"TRAIN.COMPILE is True, but torch.compile does not work here ({reason}): install a C++ compiler and, for a "
+            "GPU, Triton, or set TRAIN.COMPILE to False."
         ) from error

@@ -1,1 +1,1 @@
-"""gn_det beside stock detectron2, with the same weights, in one process and in turn: seconds, ratios, memory."""
+"""Benchmark gn_det against stock detectron2: time and memory with the same weights, in one process."""

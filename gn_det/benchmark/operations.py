@@ -1,7 +1,8 @@
-"""The stage of the single operation: GN + ReLU on the shapes of an R50-FPN, beside PyTorch's own and beside a copy.
+"""Time GN + ReLU on the feature maps of an R50-FPN, against PyTorch's operations and a copy.
 
-Bandwidth is of the bytes that have to be moved at the least, for a tensor of S bytes: 2 S forward (x read, y written), and
-5 S with backward (and x and dy read, dx written). A copy moves 2 S. What an implementation moves beyond that, it pays for.
+Bandwidth counts the bytes that have to be moved at least, for a tensor of S bytes: 2 S in forward (read x,
+write y), and 5 S with backward (also read x and dy, write dx). A copy moves 2 S. Any other traffic of an
+implementation lowers its share of the copy's bandwidth.
 """
 
 import dataclasses
@@ -15,20 +16,24 @@ import torch.nn.functional as F
 from ..acceleration.cpu_memory import keep_freed_memory
 from ..ops import group_norm
 from .stages import Setup
-from .timing import Subject, interleave, ratio, seconds, stopwatch
+from .timing import TimedCall, interleave, median_seconds, ratio, stopwatch
 
 GROUPS = 32
-DIRECTIONS = {"forward": 2, "forward + backward": 5}  # -> times S
+DIRECTIONS = {"forward": 2, "forward + backward": 5}  # name -> bytes to move, in units of S
 VARIANTS = {
     "float32 NCHW": (torch.float32, torch.contiguous_format),
     "float32 channels_last": (torch.float32, torch.channels_last),
     "bfloat16 channels_last": (torch.bfloat16, torch.channels_last),
 }
-_LEAST = 0.02  # seconds of one measurement
+_MIN_SECONDS = 0.02  # of one measurement
 
 
 def shapes(setup: Setup) -> dict[str, tuple[int, int, int, int]]:
-    """What GN meets in an R50-FPN at the images' size, and on the RoIs that the config allows: name -> (N, C, H, W)."""
+    """Return the shapes on which GN + ReLU is timed: {name: (N, C, H, W)}.
+
+    They are the feature maps of an R50-FPN for images of ``setup.size``, and the RoI features for the
+    numbers of proposals and detections that the config allows.
+    """
     named = {"stem": (64, 2), "res2": (256, 4), "res3": (512, 8), "res4": (1024, 16), "res5": (2048, 32)}
     named |= {f"FPN p{level}": (256, 2**level) for level in range(2, 7)}
     maps = {
@@ -41,13 +46,21 @@ def shapes(setup: Setup) -> dict[str, tuple[int, int, int, int]]:
 
 
 def operations(setup: Setup) -> dict:
-    """GN + ReLU of gn_det.ops, and ``F.relu(F.group_norm(x))`` of the same tensor, in the same memory format and dtype.
+    """Time ``group_norm`` of gn_det.ops and ``F.relu(F.group_norm(x))`` on the same tensors.
 
     Returns:
-        {"size", "batch", "repeats", "rows": [{"name", "shape", "variant", "direction", "stock", "gn_det", "copy": each
-        {"seconds", "spread"}, "ratio": {"ratio", "spread"}, "of_copy": the share of the copy's bandwidth, in the same form,
-        "copy_gigabytes": a second}], "summary": {variant: {direction: {"ratio": geometric mean of the shapes, "spread":
-        [least, most] of them, "of_copy": of all shapes together}}}}.
+        A dict with the keys:
+            "size", "batch", "repeats": from ``setup``; the size is [height, width] in pixels.
+            "rows": list of dicts, one per shape, variant and direction, with
+                "name", "shape", "variant", "direction": what was timed.
+                "stock", "gn_det", "copy": {"seconds": median, "spread": [minimum, maximum]} of one call.
+                "ratio": {"ratio": stock time / gn_det time, "spread"}.
+                "bandwidth_share": gn_det's bandwidth / the copy's bandwidth, in the same form.
+                "copy_gigabytes": bandwidth of the copy in GB/s.
+            "summary": {variant: {direction: dict}}, each with
+                "ratio": geometric mean of the ratio over all shapes.
+                "spread": [minimum, maximum] of the ratio over all shapes.
+                "bandwidth_share": for the total time of all shapes.
     """
     rows: list[dict] = []
     named = shapes(setup)
@@ -55,22 +68,25 @@ def operations(setup: Setup) -> dict:
     for (name, shape), variant in itertools.product(named.items(), VARIANTS):
         case = _Case.make(shape, variant, setup)
         for direction in DIRECTIONS:
-            what = f"ops {len(rows) + 1} of {total}: {name}, {variant}, {direction}"
+            description = f"ops {len(rows) + 1} of {total}: {name}, {variant}, {direction}"
             row = {"name": name, "shape": list(shape), "variant": variant, "direction": direction}
-            rows.append(row | _measure(case, direction, setup, what))
-    summary = {v: {d: _summary([r for r in rows if (r["variant"], r["direction"]) == (v, d)]) for d in DIRECTIONS}
+            rows.append(row | _measure(case, direction, setup, description))
+    summary = {v: {d: _summarize([r for r in rows if (r["variant"], r["direction"]) == (v, d)]) for d in DIRECTIONS}
                for v in VARIANTS}  # fmt: skip
-    return {**setup.said(), "rows": rows, "summary": summary}
+    return {**setup.as_record(), "rows": rows, "summary": summary}
 
 
 @dataclasses.dataclass
 class _Case:
-    """Inputs. The affine is in x's dtype for PyTorch, and in float32 for gn_det, whose models keep it so."""
+    """The input tensors for one shape and variant.
+
+    Weight and bias have the dtype of x for PyTorch, and float32 for gn_det, as in its models.
+    """
 
     x: torch.Tensor
     dy: torch.Tensor
-    target: torch.Tensor
-    affine: dict[str, list[torch.Tensor]]  # who -> weight and bias
+    target: torch.Tensor  # destination of the copy
+    affine: dict[str, list[torch.Tensor]]  # implementation -> [weight, bias]
 
     @classmethod
     def make(cls, shape: tuple[int, ...], variant: str, setup: Setup) -> "_Case":
@@ -84,49 +100,53 @@ class _Case:
         }
         return cls(x.requires_grad_(), x.detach().roll(1, dims=0), torch.empty_like(x), affine)
 
-    def call(self, who: str, direction: str) -> Callable[[], object]:
-        """What is timed. It returns the output, or the gradients."""
-        weight, bias = self.affine[who] if who in self.affine else self.affine["stock"]
+    def call(self, implementation: str, direction: str) -> Callable[[], object]:
+        """Return the function to time, which returns the output (forward, copy) or the gradients.
+
+        Args:
+            implementation: "stock", "gn_det" or "copy"; the copy has no backward.
+            direction: a key of DIRECTIONS.
+        """
+        weight, bias = self.affine[implementation] if implementation in self.affine else self.affine["stock"]
         operation = {
             "stock": lambda: F.relu(F.group_norm(self.x, GROUPS, weight, bias)),
             "gn_det": lambda: group_norm(self.x, GROUPS, weight, bias, activation="relu"),
             "copy": lambda: self.target.detach().copy_(self.x.detach()),
-        }[who]
+        }[implementation]
 
         def forward():
             with torch.no_grad():
                 return operation()
 
-        if who == "copy" or direction == "forward":
+        if implementation == "copy" or direction == "forward":
             return forward
         return lambda: torch.autograd.grad(operation(), (self.x, weight, bias), self.dy)
 
 
-def _measure(case: _Case, direction: str, setup: Setup, what: str) -> dict:
-    def subject(who: str) -> Subject:
-        stock = who == "stock"
-        return Subject(
-            who, case.call(who, direction), lambda: keep_freed_memory(not stock), "stock" if stock else "gn_det"
-        )
+def _measure(case: _Case, direction: str, setup: Setup, description: str) -> dict:
+    def timed_call(implementation: str) -> TimedCall:
+        stock = implementation == "stock"
+        run = case.call(implementation, direction)
+        return TimedCall(implementation, run, lambda: keep_freed_memory(not stock), "stock" if stock else "gn_det")
 
-    subjects = [subject(who) for who in ("stock", "gn_det", "copy")]
-    times = interleave(subjects, setup.repeats, stopwatch(setup.device, _LEAST), what=what)
+    calls = [timed_call(implementation) for implementation in ("stock", "gn_det", "copy")]
+    times = interleave(calls, setup.repeats, stopwatch(setup.device, _MIN_SECONDS), description=description)
     size = case.x.numel() * case.x.element_size()
-    weighed = [seconds * DIRECTIONS[direction] / 2 for seconds in times["copy"]]  # of a copy of as many bytes
+    copy_times = [value * DIRECTIONS[direction] / 2 for value in times["copy"]]  # scaled to the same number of bytes
     return {
-        **{who: seconds(values) for who, values in times.items()},
+        **{implementation: median_seconds(values) for implementation, values in times.items()},
         "ratio": ratio(times["stock"], times["gn_det"]),
-        "of_copy": ratio(weighed, times["gn_det"]),
-        "copy_gigabytes": 2 * size / seconds(times["copy"])["seconds"] / 1e9,
+        "bandwidth_share": ratio(copy_times, times["gn_det"]),
+        "copy_gigabytes": 2 * size / median_seconds(times["copy"])["seconds"] / 1e9,
     }
 
 
-def _summary(rows: list[dict]) -> dict:
+def _summarize(rows: list[dict]) -> dict:
     ratios = [row["ratio"]["ratio"] for row in rows]
     factor = DIRECTIONS[rows[0]["direction"]] / 2
-    copies, ours = (sum(row[who]["seconds"] for row in rows) for who in ("copy", "gn_det"))
+    copy_seconds, gn_det_seconds = (sum(row[key]["seconds"] for row in rows) for key in ("copy", "gn_det"))
     return {
         "ratio": math.exp(sum(map(math.log, ratios)) / len(ratios)),
         "spread": [min(ratios), max(ratios)],
-        "of_copy": factor * copies / ours,
+        "bandwidth_share": factor * copy_seconds / gn_det_seconds,
     }

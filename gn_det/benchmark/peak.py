@@ -1,4 +1,4 @@
-"""The most memory that one side has in use, as if it were alone."""
+"""Measure the peak memory of one model while other models are loaded in the same process."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,20 @@ from torch import nn
 from ..cost.memory import LiveStorages
 from ..cost.parts import RCNNParts
 
-MEANING = {
-    "cuda": "the most that PyTorch had allocated (max_memory_allocated), less the other models",
-    "cpu": "the most bytes of tensors alive at once, counted by gn_det.cost.memory; not what libraries take for themselves",
+PEAK_MEANING = {
+    "cuda": "maximum that PyTorch had allocated (max_memory_allocated), minus the other models",
+    "cpu": "maximum bytes of tensors alive at once, counted by gn_det.cost.memory; without memory that libraries "
+    "allocate internally",
 }
 
 
 def peak_bytes(model: nn.Module, run: Callable[[], object], optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Bytes at the peak of ``run()``, weights and the optimizer's state included. Takes the gradients away first."""
+    """Return the peak memory of ``run()`` in bytes, including weights and optimizer state.
+
+    The gradients of the model are deleted first.
+    """
     model.zero_grad(set_to_none=True)
-    held = _bytes([*model.parameters(), *model.buffers()]) + _bytes(_state(optimizer))
+    held = _bytes([*model.parameters(), *model.buffers()]) + _bytes(_state_tensors(optimizer))
     if next(model.parameters()).is_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -30,7 +34,7 @@ def peak_bytes(model: nn.Module, run: Callable[[], object], optimizer: torch.opt
     return held + live.peak
 
 
-def _state(optimizer: torch.optim.Optimizer | None) -> list[torch.Tensor]:
+def _state_tensors(optimizer: torch.optim.Optimizer | None) -> list[torch.Tensor]:
     states = optimizer.state.values() if optimizer else ()
     return [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
 

@@ -1,4 +1,4 @@
-"""From a command line to a benchmark's record, tables and picture."""
+"""Run a benchmark from command-line arguments, and write its record, tables and picture."""
 
 import argparse
 import contextlib
@@ -20,23 +20,23 @@ from ..evaluation.records import changed_keys, environment
 from ..files import save_json
 from ..quiet import quiet
 from . import stages
+from .candidates import IMPLEMENTATIONS, NORMS, candidate_name, stock_config
 from .coco import measure
 from .figure import draw
 from .operations import operations
-from .sides import NORMS, WAYS, side_name, stock_config
 from .stages import Setup
 from .table import tables
 from .training import training
 
-_SIDES = [side_name(norm, way) for norm in NORMS for way in WAYS]
+_CANDIDATES = [candidate_name(norm, implementation) for norm in NORMS for implementation in IMPLEMENTATIONS]
 
 
 def coco(setup: Setup) -> dict:
-    """COCOeval through hotcoco beside pycocotools, on made-up detections of val2017's size."""
+    """Time COCO evaluation by hotcoco and by pycocotools. See :func:`gn_det.benchmark.coco.measure`."""
     return measure(repeats=setup.repeats)
 
 
-# Name of a stage -> what runs it, and the images of a batch where none are asked for.
+# Name of a stage -> (function that runs it, default number of images per batch).
 STAGES: dict[str, tuple[Callable[[Setup], dict], int]] = {
     "inference": (stages.inference, 1),
     "parts": (stages.parts, 1),
@@ -47,19 +47,27 @@ STAGES: dict[str, tuple[Callable[[Setup], dict], int]] = {
 
 
 def benchmark(args: argparse.Namespace) -> dict:
-    """Run the stages, print the tables, and write benchmark.json, .md and .png to ``args.output``. Returns the record.
+    """Run the chosen stages, print the tables, and write all results to ``args.output``.
+
+    The files are benchmark.json, benchmark.md and benchmark.png.
+
+    Args:
+        args: arguments of ``gn-det benchmark``.
+
+    Returns:
+        The record, as in benchmark.json.
 
     Raises:
-        GNDetError: an argument that cannot be followed, or a model that stock detectron2 does not have.
+        GNDetError: an argument is not valid, or stock detectron2 cannot build the model.
     """
-    setup, wanted = _setup(args)
-    output = _folder(args.output)
-    record = _described(setup)
+    setup, chosen = _setup(args)
+    output = _create_folder(args.output)
+    record = _describe_run(setup)
     with quiet(), _frozen_garbage():
-        for stage in wanted:
+        for stage in chosen:
             run, batch = STAGES[stage]
             record["stages"][stage] = run(dataclasses.replace(setup, batch=args.batch or batch))
-            save_json(output / "benchmark.json", record)  # after each, as one may take an hour
+            save_json(output / "benchmark.json", record)  # after each stage, because a stage may take an hour
     text = tables(record)
     (output / "benchmark.md").write_text(text + "\n")
     draw(record, output / "benchmark.png")
@@ -70,7 +78,7 @@ def benchmark(args: argparse.Namespace) -> dict:
 
 @contextlib.contextmanager
 def _frozen_garbage() -> Iterator[None]:
-    """No garbage collection of what was made before, which would disturb the timings."""
+    """Exclude all existing objects from garbage collection, which would disturb the timings."""
     gc.collect()
     gc.freeze()
     try:
@@ -80,31 +88,31 @@ def _frozen_garbage() -> Iterator[None]:
 
 
 def _setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
-    wanted = _words(args.stage, list(STAGES), "--stage")
-    sides = _words(args.sides, _SIDES, "--sides", ";") if args.sides else []
+    chosen = _parse_names(args.stage, list(STAGES), "--stage")
+    candidates = _parse_names(args.sides, _CANDIDATES, "--sides", ";") if args.sides else []
     if not re.fullmatch(r"\d+x\d+", args.size.strip()):
-        raise GNDetError(f"--size is {args.size!r}; it is HEIGHTxWIDTH in pixels, as 800x1216.")
+        raise GNDetError(f"--size is {args.size!r}; it must be HEIGHTxWIDTH in pixels, such as 800x1216.")
     if args.batch is not None and args.batch < 1:
-        raise GNDetError(f"--batch is {args.batch}; it is a number of images, and at least 1.")
+        raise GNDetError(f"--batch is {args.batch}; it is the number of images per batch and must be 1 or more.")
     if args.repeats < 1:
-        raise GNDetError(f"--repeats is {args.repeats}; it is a number of rounds, and at least 1.")
+        raise GNDetError(f"--repeats is {args.repeats}; it is the number of timed rounds and must be 1 or more.")
     device = choose_device(args.device, "--device")
     cfg = load_config(args.config, args.opts)
     cfg.MODEL.DEVICE, cfg.SEED, cfg.DATASETS.TEST = device, args.seed, ()
-    stock_config(cfg)  # says so where there is none
-    return Setup(cfg, image_size(cfg, args.size), args.batch or 1, args.repeats, args.seed, sides), wanted
+    stock_config(cfg)  # raises GNDetError before anything runs if stock detectron2 cannot build the model
+    return Setup(cfg, image_size(cfg, args.size), args.batch or 1, args.repeats, args.seed, candidates), chosen
 
 
-def _words(text: str, known: list[str], option: str, separator: str = ",") -> list[str]:
-    words = [word.strip() for word in text.split(separator) if word.strip()]
-    unknown = [word for word in words if word not in known]
-    if unknown or not words:
-        named = f"{unknown[0]!r} is none of" if unknown else "names none of"
-        raise GNDetError(f"{option} {text!r}: {named} {(separator + ' ').join(known)}.")
-    return words
+def _parse_names(text: str, known: list[str], option: str, separator: str = ",") -> list[str]:
+    names = [name.strip() for name in text.split(separator) if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        problem = f"{unknown[0]!r} is not one of" if unknown else "it must name at least one of"
+        raise GNDetError(f"{option} is {text!r}; {problem} {(separator + ' ').join(known)}.")
+    return names
 
 
-def _folder(path: str) -> Path:
+def _create_folder(path: str) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,8 +122,8 @@ def _folder(path: str) -> Path:
     return folder
 
 
-def _described(setup: Setup) -> dict:
-    """What the numbers need beside them."""
+def _describe_run(setup: Setup) -> dict:
+    """Return a record without results: config, command, versions and hardware."""
     cudnn = torch.backends.cudnn
     tf32 = {"convolutions": cudnn.allow_tf32, "matrix products": torch.backends.cuda.matmul.allow_tf32}
     return {
@@ -127,7 +135,7 @@ def _described(setup: Setup) -> dict:
         "repeats": setup.repeats,
         **environment(setup.device),
         "threads": torch.get_num_threads(),
-        "tf32": tf32 if setup.device == "cuda" else None,
+        "tf32": tf32 if setup.device.startswith("cuda") else None,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "stages": {},
     }

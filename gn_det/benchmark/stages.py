@@ -1,4 +1,4 @@
-"""The stages that run whole models: inference, inference by part, and training steps."""
+"""Time whole models in inference, and inference by part; define what all benchmark stages share."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,121 +8,148 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from .made_up import made_up_images
+from .candidates import Candidate, build_candidates, candidate_name
 from .outputs import differences
-from .peak import MEANING, peak_bytes
-from .sides import Side, build_sides, side_name
-from .timeline import Timeline
-from .timing import Subject, interleave, its_own_seconds, ratio, seconds, stopwatch
+from .peak import PEAK_MEANING, peak_bytes
+from .phases import PartTimer
+from .synthetic import synthetic_images
+from .timing import TimedCall, interleave, median_seconds, ratio, self_timed, stopwatch
 
-STOCK = side_name("GN", "stock")
+STOCK = candidate_name("GN", "stock")
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What all stages are told."""
+    """The settings of a benchmark stage."""
 
     cfg: CfgNode
     size: tuple[int, int]  # (height, width) of the images in pixels
-    batch: int
-    repeats: int
+    batch: int  # images per batch
+    repeats: int  # timed rounds
     seed: int
-    sides: Sequence[str] = ()  # their names; all when empty
+    candidates: Sequence[str] = ()  # names; all candidates if empty
 
     @property
     def device(self) -> str:
         return self.cfg.MODEL.DEVICE
 
-    def build(self, trains: bool = False) -> tuple[list[Side], list[dict]]:
-        """The sides, and a batch of images with their objects."""
+    @property
+    def peak_meaning(self) -> str:
+        """A sentence for the record about how "peak" was measured on this device."""
+        return PEAK_MEANING["cuda" if self.device.startswith("cuda") else "cpu"]
+
+    def build(self, training: bool = False) -> tuple[list[Candidate], list[dict]]:
+        """Return the candidates, and a batch of images with objects."""
         torch.manual_seed(self.seed)
         classes = self.cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        images = made_up_images(self.batch, self.size, classes, self.device, self.seed)
-        return build_sides(self.cfg, images, trains, self.sides), images
+        images = synthetic_images(self.batch, self.size, classes, self.device, self.seed)
+        return build_candidates(self.cfg, images, training, self.candidates), images
 
-    def said(self) -> dict:
+    def as_record(self) -> dict:
         return {"size": list(self.size), "batch": self.batch, "repeats": self.repeats}
 
 
 def inference(setup: Setup) -> dict:
-    """Whole models, from images on the device to pasted masks of the images' size.
+    """Time inference of whole models, from images on the device to masks pasted into full-size images.
 
     Returns:
-        {"size", "batch", "repeats", "memory": what "peak" means, "sides": {name: {"norm", "way", "seconds", "spread",
-        "rois", "detections", "peak" (bytes), "difference" to stock, where the norm is GN}}, "ratios", "above"}.
+        A dict with the keys:
+            "size", "batch", "repeats": from ``setup``; the size is [height, width] in pixels.
+            "memory": a sentence about how "peak" was measured.
+            "candidates": {name: dict}, each with
+                "norm", "implementation": see :class:`Candidate`.
+                "seconds", "spread": median, and [minimum, maximum], per batch.
+                "rois", "detections": number per batch.
+                "peak": peak memory in bytes.
+                "difference": see :func:`differences`; only for gn_det's GN models, if stock is measured too.
+            "ratios", "gn_overhead": see :func:`comparisons`.
     """
-    sides, images = setup.build()
-    runs = {side.name: _predicts(side, images) for side in sides}
-    subjects = [side.subject(runs[side.name]) for side in sides]
-    times = interleave(subjects, setup.repeats, stopwatch(setup.device), what="inference")
+    candidates, images = setup.build()
+    calls = {candidate.name: _prediction(candidate, images) for candidate in candidates}
+    timed_calls = [candidate.timed_call(calls[candidate.name]) for candidate in candidates]
+    times = interleave(timed_calls, setup.repeats, stopwatch(setup.device), description="inference")
     rows: dict[str, dict] = {}
     outputs = {}
-    for side in sides:
-        outputs[side.name], rois = _with_rois(side.model, runs[side.name])
-        rows[side.name] = {**_described(side, times), "rois": rois, "detections": sum(map(len, outputs[side.name]))}
-        rows[side.name]["peak"] = peak_bytes(side.model, runs[side.name])
-        if side.norm == "GN" and side.way != "stock" and STOCK in outputs:
-            rows[side.name]["difference"] = differences(outputs[STOCK], outputs[side.name])
-    return {**setup.said(), "memory": MEANING[_kind(setup)], "sides": rows, **comparisons(sides, times)}
+    for candidate in candidates:
+        name = candidate.name
+        outputs[name], rois = _run_and_count_rois(candidate.model, calls[name])
+        row = {"norm": candidate.norm, "implementation": candidate.implementation, **median_seconds(times[name])}
+        rows[name] = row | {"rois": rois, "detections": sum(map(len, outputs[name]))}
+        rows[name]["peak"] = peak_bytes(candidate.model, calls[name])
+        if candidate.norm == "GN" and candidate.implementation != "stock" and STOCK in outputs:
+            rows[name]["difference"] = differences(outputs[STOCK], outputs[name])
+    facts = {**setup.as_record(), "memory": setup.peak_meaning}
+    return {**facts, "candidates": rows, **comparisons(candidates, times)}
 
 
 def parts(setup: Setup) -> dict:
-    """Inference by part. All sides get the first one's proposals and class scores, and so as many RoIs and detections.
+    """Time inference by part of the model, with the same work for all candidates.
+
+    All candidates have the same number of RoIs and detections, because they get the proposals and the box
+    predictor's outputs of the first candidate.
 
     Returns:
-        {"size", "batch", "repeats", "sides": {name: {"norm", "way", "rois", "detections", "parts": {part: {"seconds",
-        "spread"}}}}}.
+        A dict with the keys:
+            "size", "batch", "repeats": from ``setup``; the size is [height, width] in pixels.
+            "candidates": {name: dict}, each with
+                "norm", "implementation": see :class:`Candidate`.
+                "rois", "detections": number per batch.
+                "parts": {name in PARTS: {"seconds": median, "spread": [minimum, maximum]}}.
     """
-    sides, images = setup.build()
-    _give_all_the_same(sides, images)
-    counts = {side.name: _with_rois(side.model, _predicts(side, images)) for side in sides}
+    candidates, images = setup.build()
+    _share_proposals_and_predictions(candidates, images)
+    counts = {c.name: _run_and_count_rois(c.model, _prediction(c, images)) for c in candidates}
     work = {name: (rois, sum(map(len, outputs))) for name, (outputs, rois) in counts.items()}
-    assert len(set(work.values())) == 1, f"the sides have different work: {work}"
-    timelines = {model: Timeline(model, setup.device) for model in {side.model for side in sides}}
+    assert len(set(work.values())) == 1, f"the candidates have different work: {work}"
+    timers = {model: PartTimer(model, setup.device) for model in {candidate.model for candidate in candidates}}
 
-    def subject(side: Side) -> Subject:
-        return side.subject(lambda: timelines[side.model].parts(_predicts(side, images)))
+    def timed_call(candidate: Candidate) -> TimedCall:
+        return candidate.timed_call(lambda: timers[candidate.model].parts(_prediction(candidate, images)))
 
-    rounds = interleave([subject(side) for side in sides], setup.repeats, its_own_seconds, what="parts")
+    rounds = interleave([timed_call(c) for c in candidates], setup.repeats, self_timed, description="parts")
     rows = {}
-    for side in sides:
-        values = rounds[side.name]
-        by_part = {part: seconds([value[part] for value in values]) for part in values[0]}
-        rois, detections = work[side.name]
-        rows[side.name] = {"norm": side.norm, "way": side.way, "rois": rois, "detections": detections, "parts": by_part}
-    return {**setup.said(), "sides": rows}
+    for candidate in candidates:
+        values = rounds[candidate.name]
+        by_part = {part: median_seconds([value[part] for value in values]) for part in values[0]}
+        rois, detections = work[candidate.name]
+        row = {"norm": candidate.norm, "implementation": candidate.implementation, "rois": rois}
+        rows[candidate.name] = row | {"detections": detections, "parts": by_part}
+    return {**setup.as_record(), "candidates": rows}
 
 
-def _give_all_the_same(sides: Sequence[Side], images: list[dict]) -> None:
-    """Let the RPN and the box predictor of each model put out what those of the first one do, after their own work."""
-    first: Any = sides[0].model
+def _share_proposals_and_predictions(candidates: Sequence[Candidate], images: list[dict]) -> None:
+    """Make RPN and box predictor of every model return the outputs of the first model.
+
+    Each model still computes its outputs, so that the time of this work is measured; hooks then replace them.
+    """
+    first: Any = candidates[0].model
     outputs: dict[str, Any] = {}
     names = ("proposal_generator", "roi_heads.box_predictor")
     hooks = [
         first.get_submodule(name).register_forward_hook(lambda _, i, output, name=name: outputs.update({name: output}))
         for name in names
     ]
-    _predicts(sides[0], images)()
+    _prediction(candidates[0], images)()
     for hook in hooks:
         hook.remove()
-    for model in {side.model for side in sides}:
+    for model in {candidate.model for candidate in candidates}:
         for name in names:
             model.get_submodule(name).register_forward_hook(lambda *_, name=name: outputs[name])
 
 
-def _predicts(side: Side, images: list[dict]) -> Callable[[], list]:
-    """Does what is timed, and returns the ``Instances`` of each image."""
+def _prediction(candidate: Candidate, images: list[dict]) -> Callable[[], list]:
+    """Return a function that runs the model and returns the ``Instances`` of each image."""
     inputs = [{"image": image["image"]} for image in images]
 
     def run() -> list:
-        with torch.no_grad(), side.precision():
-            return [output["instances"] for output in side.model(inputs)]
+        with torch.no_grad(), candidate.precision():
+            return [output["instances"] for output in candidate.model(inputs)]
 
     return run
 
 
-def _with_rois(model: Any, run: Callable[[], list]) -> tuple[list, int]:
-    """What ``run()`` returns, and how many RoIs the model proposed."""
+def _run_and_count_rois(model: Any, run: Callable[[], list]) -> tuple[list, int]:
+    """Return the result of ``run()``, and the number of RoIs that the model proposed in it."""
     counts: list[int] = []
 
     def count(module: nn.Module, inputs: tuple, output: tuple) -> None:
@@ -135,20 +162,23 @@ def _with_rois(model: Any, run: Callable[[], list]) -> tuple[list, int]:
         hook.remove()
 
 
-def _described(side: Side, times: dict[str, list[float]]) -> dict:
-    return {"norm": side.norm, "way": side.way, **seconds(times[side.name])}
+def comparisons(candidates: Sequence[Candidate], times: dict[str, list[float]]) -> dict:
+    """Compare gn_det with stock, and GN with the other norms, in the times of all rounds.
 
+    Args:
+        times: {name of a candidate: seconds of each round}.
 
-def _kind(setup: Setup) -> str:
-    return "cuda" if setup.device.startswith("cuda") else "cpu"
-
-
-def comparisons(sides: Sequence[Side], times: dict[str, list[float]]) -> dict:
-    """{"ratios": {name of a side with GN: stock / it}, "above": {way: {norm: what GN takes over that norm}}}."""
-    names = [side.name for side in sides if side.norm == "GN" and side.way != "stock"] if STOCK in times else []
-    above: dict[str, dict] = {}
-    for side in sides:
-        gn = side_name("GN", side.way)
-        if side.norm != "GN" and gn in times:
-            above.setdefault(side.way, {})[side.norm] = ratio(times[gn], times[side.name])
-    return {"ratios": {name: ratio(times[STOCK], times[name]) for name in names}, "above": above}
+    Returns:
+        A dict with the keys (see :func:`ratio` for the form of a ratio):
+            "ratios": {name of a gn_det candidate with GN: stock time / its time}.
+            "gn_overhead": {implementation: {norm: GN time / time with this norm}}.
+    """
+    gn_det_names = [c.name for c in candidates if c.norm == "GN" and c.implementation != "stock"]
+    ratios = {name: ratio(times[STOCK], times[name]) for name in gn_det_names} if STOCK in times else {}
+    overhead: dict[str, dict] = {}
+    for candidate in candidates:
+        gn = candidate_name("GN", candidate.implementation)
+        if candidate.norm != "GN" and gn in times:
+            by_norm = overhead.setdefault(candidate.implementation, {})
+            by_norm[candidate.norm] = ratio(times[gn], times[candidate.name])
+    return {"ratios": ratios, "gn_overhead": overhead}

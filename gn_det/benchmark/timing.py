@@ -1,4 +1,4 @@
-"""Things timed in turn, A B C A B C ..., so that what else the machine does meets all of them alike."""
+"""Time several calls in turn (A B C A B C ...), so that background load affects all of them equally."""
 
 import dataclasses
 import gc
@@ -15,108 +15,116 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is timed, and what is done before, outside of the time.
+class TimedCall:
+    """A call to time, with the untimed preparation that precedes each run.
 
-    Between subjects of different ``kind`` the process changes (its memory does): the next one runs once more, untimed.
+    Calls of different ``group`` need different process settings (such as those of the memory allocator).
+    After a change of group, :func:`interleave` runs the next call once more without keeping the time.
     """
 
     name: str
     run: Callable[[], object]
-    before: Callable[[], object] = lambda: None
-    kind: str = ""
+    prepare: Callable[[], object] = lambda: None
+    group: str = ""
 
 
 def interleave(
-    subjects: Sequence[Subject],
+    calls: Sequence[TimedCall],
     repeats: int,
-    timed: Callable[[Callable[[], object]], T],
+    measure: Callable[[Callable[[], object]], T],
     warmup: int = 1,
-    what: str = "",
+    description: str = "",
 ) -> dict[str, list[T]]:
-    """Time each subject once a round, those of a kind together. Garbage is collected before, and not while, one runs.
+    """Measure each call once per round, with the calls of one group next to each other.
 
-    Progress is on stderr.
+    Garbage is collected before each call, and never while a call runs. A progress bar is shown on stderr.
 
     Args:
-        timed: runs what it is given, and returns what is kept of it (:func:`stopwatch`).
-        warmup: rounds that are left out.
+        measure: runs a call and returns the value to keep. :func:`stopwatch` returns such a function.
+        warmup: number of rounds at the start whose values are not kept.
+        description: title of the progress bar.
 
     Returns:
-        {name of a subject: one value a round}.
+        {name of a call: list of ``repeats`` values}.
     """
-    values: dict[str, list[T]] = {subject.name: [] for subject in subjects}
-    turns = sorted(subjects, key=lambda subject: [s.kind for s in subjects].index(subject.kind))
-    kind = turns[0].kind if turns else ""
-    with tqdm(total=(warmup + repeats) * len(turns), desc=what, file=sys.stderr, mininterval=1) as bar:
+    values: dict[str, list[T]] = {call.name: [] for call in calls}
+    order = sorted(calls, key=lambda call: [c.group for c in calls].index(call.group))
+    group = order[0].group if order else ""
+    with tqdm(total=(warmup + repeats) * len(order), desc=description, file=sys.stderr, mininterval=1) as bar:
         for number in range(warmup + repeats):
-            for subject in turns:
-                bar.set_postfix_str(subject.name, refresh=False)
-                if subject.kind != kind:
-                    _one(subject, timed)
-                kind = subject.kind
-                value = _one(subject, timed)
+            for call in order:
+                bar.set_postfix_str(call.name, refresh=False)
+                if call.group != group:
+                    _measure_once(call, measure)
+                group = call.group
+                value = _measure_once(call, measure)
                 if number >= warmup:
-                    values[subject.name].append(value)
+                    values[call.name].append(value)
                 bar.update()
     return values
 
 
-def _one(subject: Subject, timed: Callable[[Callable[[], object]], T]) -> T:
-    subject.before()
+def _measure_once(call: TimedCall, measure: Callable[[Callable[[], object]], T]) -> T:
+    call.prepare()
     gc.collect()
     gc.disable()
     try:
-        return timed(subject.run)
+        return measure(call.run)
     finally:
         gc.enable()
 
 
-def stopwatch(device: str, least: float = 0.0) -> Callable[[Callable[[], object]], float]:
-    """Seconds of a call: by the clock, or on CUDA by its events, between two synchronisations.
+def stopwatch(device: str, min_seconds: float = 0.0) -> Callable[[Callable[[], object]], float]:
+    """Return a function that measures the seconds of a call.
+
+    The time comes from the CPU's clock, or on CUDA from two events, with a synchronization before and after.
 
     Args:
-        least: what takes less is called as often as fills so many seconds, and the mean is taken.
+        min_seconds: a call that takes less is repeated until this time is filled, and the mean is returned.
     """
 
-    def timed(run: Callable[[], object]) -> float:
-        seconds = measure(run, 1)
-        number = int(least / max(seconds, 1e-9))
-        return measure(run, number) if number > 1 else seconds
+    def measure(run: Callable[[], object]) -> float:
+        seconds = mean_seconds(run, 1)
+        count = int(min_seconds / max(seconds, 1e-9))
+        return mean_seconds(run, count) if count > 1 else seconds
 
-    measure = _by_events if device.startswith("cuda") else _by_clock
-    return timed
+    mean_seconds = _mean_by_events if device.startswith("cuda") else _mean_by_clock
+    return measure
 
 
-def its_own_seconds(run: Callable[[], object]) -> dict[str, float]:
-    """For a subject that returns the seconds of each of its parts."""
+def self_timed(run: Callable[[], object]) -> dict[str, float]:
+    """Return the result of a call that measures the seconds of each of its phases itself."""
     return cast(dict[str, float], run())
 
 
-def _by_clock(run: Callable[[], object], number: int) -> float:
-    begun = time.perf_counter()
-    for _ in range(number):
+def _mean_by_clock(run: Callable[[], object], count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
         run()
-    return (time.perf_counter() - begun) / number
+    return (time.perf_counter() - start) / count
 
 
-def _by_events(run: Callable[[], object], number: int) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+def _mean_by_events(run: Callable[[], object], count: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    begin.record()
-    for _ in range(number):
+    start.record()
+    for _ in range(count):
         run()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1000 / number
+    return start.elapsed_time(end) / 1000 / count
 
 
-def seconds(values: Sequence[float]) -> dict:
-    """{"seconds": the median, "spread": [least, most]}."""
+def median_seconds(values: Sequence[float]) -> dict:
+    """Return {"seconds": the median, "spread": [minimum, maximum]}."""
     return {"seconds": statistics.median(values), "spread": [min(values), max(values)]}
 
 
-def ratio(stock: Sequence[float], ours: Sequence[float]) -> dict:
-    """{"ratio": the median of each round's stock / ours, "spread": [least, most]}: above 1 where ours is faster."""
-    rounds = [a / b for a, b in zip(stock, ours, strict=True)]
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict:
+    """Divide two lists of times round by round.
+
+    Returns:
+        {"ratio": the median of the rounds' quotients, "spread": [minimum, maximum]}.
+    """
+    rounds = [a / b for a, b in zip(numerators, denominators, strict=True)]
     return {"ratio": statistics.median(rounds), "spread": [min(rounds), max(rounds)]}

@@ -1,4 +1,4 @@
-"""The stage that runs training steps: forward, backward and the optimizer's."""
+"""Time training steps: forward, backward and optimizer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,82 +9,99 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..training.solver import build_optimizer
-from .made_up import made_up_proposals
-from .peak import MEANING, peak_bytes
-from .sides import Side
+from .candidates import Candidate
+from .peak import peak_bytes
+from .phases import PhaseTimer
 from .stages import Setup, comparisons
-from .timeline import Stretches
-from .timing import Subject, interleave, its_own_seconds, seconds
+from .synthetic import synthetic_proposals
+from .timing import TimedCall, interleave, median_seconds, self_timed
 
 _STEPS = ("forward", "backward", "optimizer")
-_RATE = 1e-9  # of learning, so that the last step has the same work as the first
+_LEARNING_RATE = 1e-9  # so low that the weights, and with them the work per step, do not change
 
 
 def training(setup: Setup) -> dict:
-    """Training steps. Each side's RPN does its work, and then all take the same made-up proposals and the same samples.
+    """Time training steps, with the same RoIs for all candidates.
+
+    Each RPN computes its proposals; all candidates then continue with the same synthetic proposals.
 
     Returns:
-        {"size", "batch", "repeats", "memory": what "peak" means, "sides": {name: {"norm", "way", "seconds", "spread",
-        "steps": {"forward", "backward", "optimizer"}, "rois", "foreground" (a step), "peak" (bytes)}}, "ratios", "above"}.
+        A dict with the keys:
+            "size", "batch", "repeats": from ``setup``; the size is [height, width] in pixels.
+            "memory": a sentence about how "peak" was measured.
+            "candidates": {name: dict}, each with
+                "norm", "implementation": see :class:`Candidate`.
+                "seconds", "spread": median, and [minimum, maximum], of a whole step.
+                "steps": {"forward", "backward" and "optimizer": {"seconds", "spread"}}.
+                "rois", "foreground": sampled RoIs per step, and how many of them match an object.
+                "peak": peak memory of forward and backward in bytes.
+            "ratios", "gn_overhead": see :func:`comparisons`.
     """
-    sides, images = setup.build(trains=True)
-    number = setup.cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN
-    proposals = [made_up_proposals(image, number, setup.device, setup.seed + n) for n, image in enumerate(images)]
-    steps: dict[nn.Module, _Steps] = {}  # fp32 and bf16 share a model and its optimizer
-    for side in sides:
-        steps[side.model] = steps.get(side.model) or _Steps(side, images, proposals, setup)
+    candidates, images = setup.build(training=True)
+    count = setup.cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN
+    proposals = [synthetic_proposals(image, count, setup.device, setup.seed + n) for n, image in enumerate(images)]
+    steps: dict[nn.Module, _TrainingStep] = {}  # the fp32 and bf16 candidates share a model and its optimizer
+    for candidate in candidates:
+        steps[candidate.model] = steps.get(candidate.model) or _TrainingStep(candidate, images, proposals, setup)
 
-    def subject(side: Side) -> Subject:
-        return side.subject(lambda: steps[side.model].step(side), setup.seed)  # so each step draws the same samples
+    def timed_call(candidate: Candidate) -> TimedCall:
+        step = steps[candidate.model]
+        return candidate.timed_call(lambda: step.run(candidate), setup.seed)  # the seed fixes the sampled RoIs
 
-    rounds = interleave([subject(side) for side in sides], setup.repeats, its_own_seconds, what="training")
+    rounds = interleave([timed_call(c) for c in candidates], setup.repeats, self_timed, description="training")
     times = {name: [sum(value.values()) for value in values] for name, values in rounds.items()}
     rows = {}
-    for side in sides:
-        by_step = {step: seconds([value[step] for value in rounds[side.name]]) for step in _STEPS}
-        row = {"norm": side.norm, "way": side.way, **seconds(times[side.name]), "steps": by_step}
-        rows[side.name] = row | steps[side.model].counts | {"peak": steps[side.model].peak(side, setup.seed)}
+    for candidate in candidates:
+        name, step = candidate.name, steps[candidate.model]
+        by_step = {key: median_seconds([value[key] for value in rounds[name]]) for key in _STEPS}
+        row = {"norm": candidate.norm, "implementation": candidate.implementation, **median_seconds(times[name])}
+        rows[name] = row | {"steps": by_step} | step.counts | {"peak": step.peak(candidate, setup.seed)}
     work = {name: (row["rois"], row["foreground"]) for name, row in rows.items()}
-    assert len(set(work.values())) == 1, f"the sides have different work: {work}"
-    kind = "cuda" if setup.device.startswith("cuda") else "cpu"
-    return {**setup.said(), "memory": MEANING[kind], "sides": rows, **comparisons(sides, times)}
+    assert len(set(work.values())) == 1, f"the candidates have different work: {work}"
+    facts = {**setup.as_record(), "memory": setup.peak_meaning}
+    return {**facts, "candidates": rows, **comparisons(candidates, times)}
 
 
-class _Steps:
-    """A model that is trained."""
+class _TrainingStep:
+    """Run training steps of one model on fixed images and proposals.
 
-    def __init__(self, side: Side, images: list[dict], proposals: list, setup: Setup):
-        cfg = side.cfg.clone()
-        cfg.SOLVER.BASE_LR = _RATE
-        build: Callable = detectron2_build_optimizer if side.way == "stock" else build_optimizer
-        self._optimizer = build(cfg, side.model)
+    Attributes:
+        counts: "rois" and "foreground", the numbers of sampled RoIs in the last step.
+    """
+
+    def __init__(self, candidate: Candidate, images: list[dict], proposals: list, setup: Setup):
+        cfg = candidate.cfg.clone()
+        cfg.SOLVER.BASE_LR = _LEARNING_RATE
+        build: Callable = detectron2_build_optimizer if candidate.implementation == "stock" else build_optimizer
+        self._optimizer = build(cfg, candidate.model)
         self.counts: dict[str, int] = {}
         self._images = images
-        self._stretches = Stretches(setup.device)
-        rpn: Any = side.model.proposal_generator
+        self._timer = PhaseTimer(setup.device)
+        rpn: Any = candidate.model.proposal_generator
         rpn.register_forward_hook(lambda _, inputs, output: ([p[:] for p in proposals], output[1]))
 
-    def step(self, side: Side) -> dict[str, float]:
-        """Seconds of forward, backward and the optimizer's step."""
-        return self._stretches.run(lambda: self._step(side), "forward")
+    def run(self, candidate: Candidate) -> dict[str, float]:
+        """Run a step and return the seconds of "forward", "backward" and "optimizer"."""
+        return self._timer.run(lambda: self._step(candidate), "forward")
 
-    def peak(self, side: Side, seed: int) -> int:
-        """Bytes, in forward and backward."""
+    def peak(self, candidate: Candidate, seed: int) -> int:
+        """Return the peak memory of forward and backward, in bytes."""
         torch.manual_seed(seed)
-        return peak_bytes(side.model, lambda: self._gradients(side), self._optimizer)
+        return peak_bytes(candidate.model, lambda: self._compute_gradients(candidate), self._optimizer)
 
-    def _step(self, side: Side) -> None:
+    def _step(self, candidate: Candidate) -> None:
         self._optimizer.zero_grad()
-        self._gradients(side)
-        self._stretches.enter("optimizer")
+        self._compute_gradients(candidate)
+        self._timer.enter("optimizer")
         self._optimizer.step()
 
-    def _gradients(self, side: Side) -> None:
+    def _compute_gradients(self, candidate: Candidate) -> None:
         with EventStorage() as storage:
-            with side.precision():
-                loss = sum(side.model(self._images).values())
+            with candidate.precision():
+                loss = sum(candidate.model(self._images).values())
             latest = {name: value for name, (value, _) in storage.latest().items()}
-        self._stretches.enter("backward")
+        self._timer.enter("backward")
         loss.backward()
+        # detectron2 logs the mean number of samples per image
         foreground, rest = (round(latest[f"roi_head/num_{kind}_samples"] * len(self._images)) for kind in ("fg", "bg"))
         self.counts = {"rois": foreground + rest, "foreground": foreground}

@@ -1,1 +1,1 @@
-"""Data sets in COCO's format, the generated shapes, and checks of annotations."""
+"""Register data sets in COCO format, check their annotations, and generate a sample data set."""

@@ -1,4 +1,8 @@
-"""COCO-format JSON -> a data set registered with detectron2, checked first. Nothing is read at import."""
+"""Check annotation files in COCO format and register them as data sets of detectron2.
+
+Importing this module registers the generated data sets ``shapes_train`` and ``shapes_val``; their files
+are generated at first use.
+"""
 
 import functools
 import json
@@ -19,48 +23,62 @@ from . import shapes
 
 logger = logging.getLogger(__name__)
 
-_ORIENTATION = 0x0112  # EXIF's tag; from 5 on width and height change places
-_SHOWN = 5  # problems of a file that are written out; the rest are counted
+_ORIENTATION = 0x0112  # EXIF tag; values of 5 and above swap width and height
+_MAX_PROBLEMS = 5  # problems listed in an error; the rest are counted
 
 
 def dataset_root() -> Path:
-    """Where detectron2's built-in data sets lie: ``$DETECTRON2_DATASETS``, or ``datasets`` in the current folder."""
+    """Return the folder of detectron2's built-in data sets: ``$DETECTRON2_DATASETS``, by default ``./datasets``."""
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
 def register_coco_json(name: str, json_file: str | Path, image_root: str | Path, clean_file: str | Path) -> dict:
-    """Register a COCO-format data set under ``name``, after its JSON was checked.
+    """Check a data set in COCO format and register it under ``name``.
 
-    The data set is read from ``clean_file``, a copy that has what detectron2 and the COCO API take for granted and real
-    files lack: ``info``, ``iscrowd``, ``area``, and annotation ids from 1 (the COCO API scores an object of id 0 as
-    never found).
+    detectron2 and the COCO API require fields that real files often lack: ``info``, ``iscrowd``, ``area``,
+    and annotation ids that start at 1 (the COCO API counts an object with id 0 as never detected). A copy
+    of the JSON with these fields is written, and the data set is read from the copy.
+
+    Args:
+        json_file: the annotations.
+        image_root: the folder that the file names of the images are relative to.
+        clean_file: the path of the copy.
 
     Returns:
-        {"classes": names in the order of the category ids, "images": number, "objects": number without crowds,
-        "masks": whether objects have masks, "rle": whether some of these are run-length encoded}.
+        A dict with
+
+        - "classes": list of class names, ordered by category id
+        - "images": number of images
+        - "objects": number of objects, without crowd regions
+        - "masks": bool, whether any object has a mask
+        - "rle": bool, whether any of the masks is run-length encoded
 
     Raises:
-        GNDetError: a file or folder is missing, or the JSON has problems; it names the first five and counts the rest.
+        GNDetError: a file or folder is missing, or the JSON has problems. The error lists the first five
+            problems and counts the rest.
     """
     data = read_annotations(json_file)
     if not Path(image_root).is_dir():
-        raise GNDetError(f"The image folder {image_root} of {json_file} is not there.")
+        raise GNDetError(f"The image folder {image_root} for {json_file} does not exist.")
     return _check_and_register(name, json_file, data, Path(image_root), Path(clean_file))
 
 
 def register_annotations(name: str, json_file: str | Path, clean_file: str | Path) -> dict:
-    """:func:`register_coco_json` without images, to evaluate given detections."""
+    """Register a data set without image files, to evaluate given detections.
+
+    Args, return value and errors are those of :func:`register_coco_json`.
+    """
     return _check_and_register(name, json_file, read_annotations(json_file), None, Path(clean_file))
 
 
 def _check_and_register(
     name: str, json_file: str | Path, data: dict, image_root: Path | None, clean_file: Path
 ) -> dict:
-    problems = list(_problems(data, image_root))
+    problems = list(_find_problems(data, image_root))
     if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
-        shown = "; ".join(problems[:_SHOWN] + more)
-        raise GNDetError(f"{json_file} has {len(problems)} problem{'s' * (len(problems) > 1)}: {shown}.")
+        rest = [f"and {len(problems) - _MAX_PROBLEMS} more"] * (len(problems) > _MAX_PROBLEMS)
+        listed = "; ".join(problems[:_MAX_PROBLEMS] + rest)
+        raise GNDetError(f"{json_file} has {len(problems)} problem{'s' * (len(problems) > 1)}: {listed}.")
     facts = _clean(data)
     save_json(clean_file, data, indent=None)
     load = functools.partial(load_coco_json, str(clean_file), str(image_root or ""), name)
@@ -70,14 +88,21 @@ def _check_and_register(
 
 
 def register_again(name: str, json_file: str, image_root: str, classes: list[str], ids: list[int]) -> None:
-    """Register the data set of an earlier run, whose JSON was checked then. It is read when it is asked for."""
+    """Register the data set of an earlier run, which checked and cleaned its JSON.
+
+    The file is read when the data set is first used.
+
+    Args:
+        json_file: the cleaned copy that :func:`register_coco_json` wrote.
+        ids: the category ids in the file, in the order of ``classes``.
+    """
     load = functools.partial(_load_again, json_file, image_root, name)
     _register(name, load, Path(json_file), image_root, classes, ids)
 
 
 def _load_again(json_file: str, image_root: str, name: str) -> list[dict]:
     if problem := next(_image_problems(read_annotations(json_file)["images"], None), None):
-        raise GNDetError(f"{json_file} was changed since the run: {problem}.")
+        raise GNDetError(f"{json_file} has changed since the run: {problem}.")
     return load_coco_json(json_file, image_root, name)
 
 
@@ -89,7 +114,10 @@ def _register(
     classes: list[str],
     ids: list[int],
 ) -> None:
-    """Register with all of the metadata that detectron2's evaluator reads, so that it need not be loaded first."""
+    """Register a data set with all metadata that detectron2's evaluator needs.
+
+    Otherwise the evaluator would work only after the data set was loaded.
+    """
     for catalog in (DatasetCatalog, MetadataCatalog):
         if name in catalog:
             catalog.remove(name)
@@ -104,47 +132,51 @@ def _register(
 
 
 def read_annotations(json_file: str | Path) -> dict:
-    """The JSON as it is: {"images": rows, "annotations": rows, "categories": rows, ...}.
+    """Read an annotation file in COCO format without further checks.
+
+    Returns:
+        The content of the JSON, a dict with at least the lists of dicts "images", "annotations" and
+        "categories".
 
     Raises:
-        GNDetError: no such file, no JSON, or one of these lists is missing.
+        GNDetError: the file does not exist, is not JSON, or lacks one of these lists.
     """
     try:
         data = json.loads(Path(json_file).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise GNDetError(f"The annotation file {json_file} is not there.") from None
+        raise GNDetError(f"The annotation file {json_file} does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise GNDetError(f"The annotation file {json_file} cannot be read as JSON: {error}.") from None
     for key in ("images", "annotations", "categories"):
         rows = data.get(key) if isinstance(data, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise GNDetError(f"{json_file} is not in COCO's format: it has no list {key!r} of objects.")
+            raise GNDetError(f"{json_file} is not in COCO format: it has no list {key!r} of JSON objects.")
     return data
 
 
-def _problems(data: dict, image_root: Path | None) -> Iterator[str]:
-    """What would be trained or evaluated wrongly, as parts of a sentence."""
+def _find_problems(data: dict, image_root: Path | None) -> Iterator[str]:
+    """Yield each problem that would make training or evaluation wrong, as a part of a sentence."""
     yield from _category_problems(data["categories"])
     yield from _image_problems(data["images"], image_root)
-    images = {_key(row.get("id")): row for row in data["images"]}
-    categories = {_key(row.get("id")) for row in data["categories"]}
-    masks = [row for row in data["annotations"] if row.get("segmentation")]
+    images = {_valid_id(row.get("id")): row for row in data["images"]}
+    categories = {_valid_id(row.get("id")) for row in data["categories"]}
+    has_masks = any(row.get("segmentation") for row in data["annotations"])
     for number, row in enumerate(data["annotations"]):
         where = f"annotation {row.get('id', f'number {number}')}"
-        image = images.get(_key(row.get("image_id")))
+        image = images.get(_valid_id(row.get("image_id")))
         if image is None:
-            yield f"{where} is for image_id {row.get('image_id')}, which is not among the images"
+            yield f"{where} has image_id {row.get('image_id')}, which is not among the images"
             continue
-        if _key(row.get("category_id")) not in categories:
+        if _valid_id(row.get("category_id")) not in categories:
             yield f"{where} has category_id {row.get('category_id')}, which is not among the categories"
         if problem := _box_problem(row.get("bbox"), image):
             yield f"{where} {problem}"
-        if masks and (problem := _mask_problem(row.get("segmentation"), image)):
+        if has_masks and (problem := _mask_problem(row.get("segmentation"), image)):
             yield f"{where} {problem}"
 
 
-def _key(value: object) -> object:
-    """An id that can be looked up, whatever the JSON holds there."""
+def _valid_id(value: object) -> object:
+    """Return ``value`` if it is an int or str, as ids are, else None."""
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
@@ -169,48 +201,48 @@ def _image_problems(rows: list[dict], image_root: Path | None) -> Iterator[str]:
     seen = set()
     for row in rows:
         number, name = row.get("id"), row.get("file_name")
-        if _key(number) is None:
+        if _valid_id(number) is None:
             yield f"image {name} has no id"
         elif number in seen:
             yield f"two images have the id {number}"
-        seen.add(_key(number))
+        seen.add(_valid_id(number))
         if not all(isinstance(row.get(key), int) and row[key] > 0 for key in ("height", "width")):
             yield f"image {number} has no height and width in pixels"
         if not isinstance(name, str) or not name:
             yield f"image {number} has no file_name"
         elif Path(name).is_absolute() or ".." in Path(name).parts or "://" in name:
-            yield f"the file_name {name!r} of image {number} leads out of {image_root or 'the image folder'}"
+            yield f"the file_name {name!r} of image {number} points outside {image_root or 'the image folder'}"
         elif image_root and (problem := _file_problem(image_root / name, row)):
             yield f"{image_root / name} {problem}"
 
 
 def _file_problem(path: Path, row: dict) -> str | None:
-    """From the header alone, so that a large data set is checked in seconds."""
+    """Check an image file. Only its header is read, so that a large data set is checked in seconds."""
     if not path.is_file():
-        return "is not there"
+        return "does not exist"
     try:
         with Image.open(path) as image:
             orientation = image.getexif().get(_ORIENTATION, 1)
             size = image.size[::-1] if orientation >= 5 else image.size
             if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-                return "has more than 8 bits a channel, which detectron2 clips at 255: save it with 8"
+                return "has more than 8 bits per channel, which detectron2 clips at 255: save it with 8 bits"
             if image.format == "TIFF" and orientation > 1:
-                return "is a TIFF with an EXIF orientation, which detectron2 applies twice: save it turned"
+                return "is a TIFF with an EXIF orientation, which detectron2 applies twice: save the rotated pixels"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"cannot be read as an image ({type(error).__name__})"
-    if size != (row.get("width"), row.get("height")):  # detectron2 turns an image as its EXIF data say
-        return f"has {size[0]} x {size[1]} pixels, and not {row.get('width')} x {row.get('height')}"
+    if size != (row.get("width"), row.get("height")):  # size after detectron2 has applied the EXIF orientation
+        return f"has {size[0]} x {size[1]} pixels, but the JSON declares {row.get('width')} x {row.get('height')}"
     return None
 
 
-def _numbers(values: Any) -> bool:
+def _is_number_list(values: Any) -> bool:
     return isinstance(values, list) and all(
         isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
     )
 
 
 def _box_problem(box: Any, image: dict) -> str | None:
-    if not _numbers(box) or len(box) != 4:
+    if not _is_number_list(box) or len(box) != 4:
         return f"has the bbox {box}, which is not [x, y, width, height]"
     x, y, w, h = box
     if w <= 0 or h <= 0:
@@ -224,17 +256,17 @@ def _mask_problem(mask: object, image: dict) -> str | None:
     if isinstance(mask, dict):
         size = [image.get("height"), image.get("width")]
         if mask.get("size") != size or not isinstance(mask.get("counts"), str | list):
-            return f"has a run-length mask that is not of its image's size {size}"
+            return f"has a run-length mask whose size is not the image's size {size}"
         return None
     if not isinstance(mask, list) or not mask:
-        return "has no segmentation, while others have one"
-    if not all(_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
+        return "has no segmentation, but other annotations have one"
+    if not all(_is_number_list(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
         return "has a polygon that is not a list [x1, y1, x2, y2, ...] of at least 3 points"
     return None
 
 
 def _clean(data: dict) -> dict:
-    """Fill in place what the COCO API takes for granted, and say what the data set holds."""
+    """Add missing fields that the COCO API requires, in place, and return the facts on the data set."""
     data.setdefault("info", {})
     data.setdefault("licenses", [])
     for number, row in enumerate(data["annotations"], start=1):
@@ -254,7 +286,7 @@ def _clean(data: dict) -> dict:
 def _load_shapes(split: str) -> list[dict]:
     root = dataset_root() / "shapes"
     if not root.exists():
-        logger.info(f"Making the sample data set of shapes in {root}.")
+        logger.info(f"Generating the sample data set of shapes in {root}.")
     json_file, images = shapes.generate(root)[split]
     return load_coco_json(str(json_file), str(images), f"shapes_{split}")
 

@@ -1,7 +1,8 @@
-"""The sample data set 'shapes': drawn images with COCO instance annotations, made in seconds and the same each time.
+"""Generate the sample data set 'shapes': images of simple shapes with COCO instance annotations.
 
-Textured shapes of three classes overlap on textured backgrounds. Colour, texture, area and position are drawn
-independently of the class: only the outline tells it. Pixel (row 0, column 0) covers x and y in [0, 1].
+Generation takes seconds and gives the same files each time. Textured shapes of three classes overlap on
+textured backgrounds. Color, texture, area and position are independent of the class; only the outline
+distinguishes the classes. The pixel in row 0 and column 0 covers x and y in [0, 1].
 """
 
 import json
@@ -10,39 +11,42 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from contourpy import contour_generator  # comes with matplotlib, which detectron2 needs
+from contourpy import contour_generator  # installed with matplotlib, which detectron2 requires
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from ..errors import GNDetError
 
-# Per class, the number of corners and the first of them (x + iy, y down); turns by 1/n give the others.
+# Per class: the number n of corners, and the first corner as x + iy with y down; rotations by 1/n turn give the others.
 _OUTLINES = {"circle": (64, 1), "square": (4, 1 + 1j), "triangle": (3, -1j)}
 CLASSES: tuple[str, ...] = tuple(_OUTLINES)
-VERSION = 1  # of the drawing: raise it when the same parameters give other bytes
+VERSION = 1  # of the generator: increase it when the same parameters give different files
 SPLITS = ("train", "val")
-EMPTY_SHARE = 0.03  # of the images have no object
-MIN_SIDE = 14.0  # square root of an object's area in pixels; the class of a smaller one could not be told
-MAX_SIDE = 0.65  # likewise, as a share of the image's shorter side: at 192 px beyond COCO's 'large' (96 px)
-MIN_VISIBLE = 0.65  # share of an object's own area that later objects and the image's border must leave
-MIN_CONTRAST = 90.0  # RGB distance between an object and what is behind its outline
-PLACEMENTS = 20  # tried before an object is given up
-MAX_TURN = 0.06  # of a full turn, either way from upright
-SUPERSAMPLING = 4
+EMPTY_SHARE = 0.03  # probability that an image has no objects
+MIN_SIDE = 14.0  # lower limit for the square root of an object's area, in pixels; smaller shapes all look alike
+MAX_SIDE = 0.65  # upper limit, as a share of the image's shorter side; at 192 px it exceeds COCO's 'large' (96 px)
+MIN_VISIBLE = 0.65  # share of an object's area that must be inside the image and not covered by later objects
+MIN_CONTRAST = 90.0  # RGB distance between an object and the pixels behind its outline
+PLACEMENTS = 20  # positions to try before an object is left out
+MAX_TURN = 0.06  # largest rotation from upright in either direction, in full turns
+SUPERSAMPLING = 4  # factor for the resolution at which outlines are drawn, for anti-aliasing
 
 
 def draw(
     rng: np.random.Generator, size: tuple[int, int] = (192, 192), max_objects: int = 9
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """Draw one image, everything random in it from ``rng``.
+    """Draw one random image.
 
     Args:
+        rng: the only source of randomness.
         size: (H, W) in pixels.
-        max_objects: the number is drawn from 2..max_objects, or 0 with ``EMPTY_SHARE``; what finds no place is left out.
+        max_objects: the number of objects is drawn from 2..max_objects, or is 0 with probability
+            ``EMPTY_SHARE``. An object for which no position is found is left out.
 
     Returns:
-        the image, uint8 RGB of (H, W, 3), and per object from back to front (index in ``CLASSES``, its visible pixels
-        as a bool mask of (H, W)). The masks are disjoint, and every object in the image is among them.
+        The image, (H, W, 3) uint8 RGB, and a list with one tuple per object, from back to front: the
+        index in ``CLASSES`` and the visible pixels, an (H, W) bool mask. The masks are disjoint and
+        cover all objects in the image.
     """
     canvas = _background(rng, size)
     count = 0 if rng.random() < EMPTY_SHARE else int(rng.integers(2, max_objects + 1))
@@ -65,26 +69,35 @@ def generate(
     size: int = 192,
     segmentation: str = "polygon",
 ) -> dict[str, tuple[Path, Path]]:
-    """Write the data set to ``root``, or find it there.
+    """Write the data set to ``root``, unless it is already there.
 
-    It appears under ``root`` complete or not at all, also where a run is killed or several processes write at once.
-    An image depends on seed, split, its index and size only, so fewer images are the first of more.
+    The write is atomic, even if the process is killed or if several processes write at once. An image
+    depends only on seed, split, index and size. A smaller data set therefore has the first images of a
+    larger one.
 
     Args:
-        root: the folder; may exist if it is empty or holds this very data set.
-        size: H = W of the images in pixels, >= 64.
-        segmentation: "polygon", or "rle" (compressed), which detectron2 reads with ``INPUT.MASK_FORMAT bitmask`` only.
+        root: the folder. If it exists, it must be empty or contain the data set with these parameters.
+        num_train: number of training images, >= 1.
+        num_val: number of validation images, >= 1.
+        seed: >= 0.
+        size: height and width of the images in pixels, >= 64.
+        segmentation: "polygon" or "rle" (compressed). detectron2 reads "rle" only with
+            ``INPUT.MASK_FORMAT bitmask``.
 
     Returns:
-        {"train": (annotation file, image folder), "val": likewise}.
+        A dict with
+
+        - "train": (path of the annotation file, path of the image folder)
+        - "val": the same for the validation split
 
     Raises:
-        GNDetError: a parameter is out of range, ``root`` holds anything else, or it cannot be written.
+        GNDetError: a parameter is out of range, ``root`` has other content or cannot be written.
     """
     if min(num_train, num_val) < 1 or seed < 0 or size < 64 or segmentation not in ("polygon", "rle"):
         raise GNDetError(
-            f"no shapes data set has num_train={num_train}, num_val={num_val}, seed={seed}, size={size}, segmentation="
-            f"{segmentation!r}: give 1 image or more each, a seed >= 0, a size >= 64 and 'polygon' or 'rle'."
+            f"The shapes data set cannot have num_train={num_train}, num_val={num_val}, seed={seed}, size={size}, "
+            f"segmentation={segmentation!r}: use at least 1 image per split, a seed >= 0, a size >= 64 and "
+            "'polygon' or 'rle'."
         )
     root = Path(root).resolve()
     manifest = {"version": VERSION, "classes": list(CLASSES), "seed": seed, "size": size, "segmentation": segmentation}
@@ -95,7 +108,7 @@ def generate(
 
 
 def _is_complete(root: Path, manifest: dict) -> bool:
-    """Whether ``root`` holds the data set of this manifest, with all its files."""
+    """Return whether ``root`` contains all files of the data set of this manifest."""
     try:
         found = json.loads((root / "shapes.json").read_text())
     except (OSError, ValueError):
@@ -107,26 +120,26 @@ def _is_complete(root: Path, manifest: dict) -> bool:
 
 
 def _write(root: Path, manifest: dict) -> None:
-    """Make the data set in a temporary folder beside ``root`` and rename it."""
+    """Write the data set to a temporary folder beside ``root`` and rename that folder to ``root``."""
     try:
         if any(root.iterdir()) if root.is_dir() else root.exists():
-            raise FileExistsError(0, "it holds something else than the complete data set of these parameters")
+            raise FileExistsError(0, "the path exists and is not the complete data set with these parameters")
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
-            folder = Path(scratch, root.name)  # not scratch itself, which only its owner may read
+            folder = Path(scratch, root.name)  # scratch itself can be read only by its owner
             folder.mkdir()
             contents = {split: _write_split(folder / split, split, manifest) for split in SPLITS}
             for name, content in (contents | {"shapes": manifest}).items():
                 (folder / f"{name}.json").write_text(json.dumps(content, sort_keys=True) + "\n")
-            os.rename(folder, root)  # fails where root is not empty: nothing is replaced
+            os.rename(folder, root)  # fails if root is not empty, so that nothing is replaced
     except OSError as error:
-        if not _is_complete(root, manifest):  # else another process was faster
-            problem = f"cannot write the shapes data set to {root} ({error.strerror or error})"
-            raise GNDetError(f"{problem}: give another folder, or clear this one.") from error
+        if not _is_complete(root, manifest):  # otherwise another process has just written it
+            problem = f"The shapes data set cannot be written to {root} ({error.strerror or error})"
+            raise GNDetError(f"{problem}: use another folder, or empty this one.") from error
 
 
 def _write_split(folder: Path, split: str, manifest: dict) -> dict:
-    """Write the images of one split into the new ``folder``; returns its COCO annotations."""
+    """Write the images of one split into the new ``folder`` and return its COCO annotations."""
     folder.mkdir()
     size: int = manifest["size"]
     images: list[dict] = []
@@ -134,7 +147,7 @@ def _write_split(folder: Path, split: str, manifest: dict) -> dict:
     for index in range(manifest["num_images"][split]):
         pixels, objects = draw(np.random.default_rng([manifest["seed"], SPLITS.index(split), index]), (size, size))
         file_name = f"{index + 1:06d}.png"
-        Image.fromarray(pixels).save(folder / file_name, compress_level=1)  # noise hardly compresses
+        Image.fromarray(pixels).save(folder / file_name, compress_level=1)  # higher levels save little on noise
         images.append({"id": index + 1, "width": size, "height": size, "file_name": file_name})
         for class_index, mask in objects:
             ids = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": class_index + 1}
@@ -149,7 +162,7 @@ def _write_split(folder: Path, split: str, manifest: dict) -> dict:
 
 
 def _annotate(mask: np.ndarray, segmentation: str) -> dict:
-    """The COCO fields that follow from an object's visible pixels, a bool mask of (H, W)."""
+    """Return the COCO fields that follow from an object's visible pixels, an (H, W) bool mask."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     fields = {"bbox": coco_mask.toBbox(rle).tolist(), "area": int(mask.sum()), "iscrowd": 0}
     text_rle = rle | {"counts": rle["counts"].decode("ascii")}
@@ -157,11 +170,11 @@ def _annotate(mask: np.ndarray, segmentation: str) -> dict:
 
 
 def _polygons(mask: np.ndarray, left: int = 0) -> list[list[float]]:
-    """The outlines of a bool mask of (H, W) as COCO polygons, x shifted by ``left``.
+    """Return the outlines of an (H, W) bool mask as COCO polygons, shifted by ``left`` in x.
 
-    A polygon cannot say a hole: a region with one is cut in two through it, along a column.
+    COCO polygons cannot have holes, so a region with a hole is cut in two along a column through the hole.
     """
-    # Padded, because outlines do not close at the border; that and the pixels' centres at .5 shift them by half a pixel.
+    # Padding closes outlines at the border but shifts them by 1; pixel centers are at .5, so 0.5 is left to subtract.
     outlines = contour_generator(z=np.pad(mask, 1).astype(float)).lines(0.5)
     lines = [np.asarray(line) - 0.5 for line in outlines]
     for line in lines:
@@ -172,13 +185,13 @@ def _polygons(mask: np.ndarray, left: int = 0) -> list[list[float]]:
 
 
 def _area(points: np.ndarray) -> float:
-    """Signed area of the polygon of (N, 2) points; negative around a hole, as contourpy turns."""
+    """Return the signed area of a polygon of (N, 2) points; contourpy's outlines of holes have a negative area."""
     x, y = points.T
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
 def _outline(rng: np.random.Generator, class_index: int) -> np.ndarray:
-    """The outline (x, y), float of (N, 2), of a slightly turned and stretched shape of area 1 around (0, 0)."""
+    """Return the outline of a slightly rotated and stretched shape of area 1 around (0, 0), as (N, 2) float x and y."""
     number, corner = _OUTLINES[CLASSES[class_index]]
     points = corner * np.exp(2j * np.pi * (rng.uniform(-MAX_TURN, MAX_TURN) + np.arange(number) / number))
     stretch = np.exp(rng.uniform(-0.1, 0.1))
@@ -187,7 +200,12 @@ def _outline(rng: np.random.Generator, class_index: int) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, size: tuple[int, int], count: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """Up to ``count`` objects (class index, coverage in 0..1 of (H, W), visible pixels) from back to front."""
+    """Place up to ``count`` objects at random.
+
+    Returns:
+        One tuple per object, from back to front: the class index, the (H, W) coverage of the pixels in
+        0..1, and the (H, W) bool mask of the visible pixels.
+    """
     height, width = size
     objects: list[tuple[int, np.ndarray, np.ndarray]] = []
     min_areas: list[float] = []
@@ -201,7 +219,7 @@ def _place(rng: np.random.Generator, size: tuple[int, int], count: int) -> list[
             coverage = np.asarray(drawing.reduce(SUPERSAMPLING)) / 255
             mask = coverage >= 0.5
             placed = [(c, cov, visible & ~mask) for c, cov, visible in objects] + [(class_index, coverage, mask)]
-            # An object that hardly shows would be noise, annotated or not: rather place this one elsewhere.
+            # A barely visible object would be label noise, annotated or not, so another position is tried.
             needed = [*min_areas, MIN_VISIBLE * side**2]
             if all(visible.sum() >= area for (_, _, visible), area in zip(placed, needed, strict=True)):
                 objects, min_areas = placed, needed
@@ -210,14 +228,20 @@ def _place(rng: np.random.Generator, size: tuple[int, int], count: int) -> list[
 
 
 def _contrasting_color(rng: np.random.Generator, behind: np.ndarray) -> np.ndarray:
-    """A random RGB colour at ``MIN_CONTRAST`` from nine tenths of the (N, 3) pixels behind, or the best of 20."""
+    """Return a random RGB color at a distance of ``MIN_CONTRAST`` or more from 90% of the (N, 3) pixels ``behind``.
+
+    If none of 20 colors is far enough, the farthest one is returned.
+    """
     colors = rng.uniform(10, 245, size=(20, 1, 3))
     contrasts = np.percentile(np.linalg.norm(behind - colors, axis=2), 10, axis=1)
-    return colors[np.argmax(np.minimum(contrasts, MIN_CONTRAST)), 0]  # the first that suffices
+    return colors[np.argmax(np.minimum(contrasts, MIN_CONTRAST)), 0]  # the first color with enough contrast
 
 
 def _pattern(rng: np.random.Generator, size: tuple[int, int], contrast: float) -> np.ndarray:
-    """A texture of (H, W, 3) to add to a colour: noise, gradient, stripes or checks of +-``contrast``."""
+    """Return an (H, W, 3) texture to add to a color: noise, gradient, stripes or checks.
+
+    Pixel values are multiples of one random RGB direction, with a length of up to about ``contrast``.
+    """
     angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(6, 20)
     y, x = np.ogrid[: size[0], : size[1]]
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -235,7 +259,7 @@ def _pattern(rng: np.random.Generator, size: tuple[int, int], contrast: float) -
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Two textures and a little clutter (thin lines, blobs below any object's size), float of (H, W, 3)."""
+    """Return an (H, W, 3) float image of two textures with thin lines and blobs smaller than any object."""
     canvas = rng.uniform(30, 225, size=3) + sum(_pattern(rng, size, contrast=rng.uniform(5, 25)) for _ in range(2))
     drawing = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(drawing)

@@ -1,1 +1,1 @@
-"""Downloads that are resumed, verified and cached."""
+"""Download files with resume, verification and a local cache."""

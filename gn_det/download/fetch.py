@@ -1,4 +1,4 @@
-"""A URL -> its local file, downloaded once and held against what is known of it at each use."""
+"""Return the local file of a URL: download it once, and verify it at each use."""
 
 import contextlib
 import hashlib
@@ -13,31 +13,45 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from ..errors import GNDetError
-from .cache import beside, cache_path, cache_root, check_cached, compare, measure, read_record, split_url, write_record
+from .cache import (
+    cache_path,
+    cache_root,
+    check_cached,
+    make_record,
+    read_record,
+    sidecar_path,
+    split_url,
+    verify,
+    write_record,
+)
 from .content import check_content
-from .transfer import NotDownloaded, download, drop, need_room, say
+from .transfer import DownloadFailed, download, print_status, remove_partial, require_free_space
 
 logger = logging.getLogger(__name__)
-_PATIENCE = 1.0  # seconds of waiting for another process before that is said
+_SILENT_WAIT = 1.0  # seconds to wait for another process before a message is printed
 
 
 def fetch(url: str, *, sha256: str = "", size: int = 0) -> Path:
-    """The local, verified file of a URL, downloaded where it is not in the cache yet.
+    """Return the local, verified file of a URL. Download it if it is not in the cache yet.
 
-    ``$GN_DET_MIRROR``, a folder or a URL that is laid out as the cache is, is asked in place of the URL's own server.
-    With ``$GN_DET_OFFLINE`` no server is. Of several processes one downloads, and the others wait for it.
+    If ``$GN_DET_MIRROR`` is set, it is used instead of the URL's own server. It is a folder or a URL
+    with the same layout as the cache. If ``$GN_DET_OFFLINE`` is set, no server is contacted. If
+    several processes request the same URL, one downloads it and the others wait.
 
     Args:
-        url: of http or https, and then over https only; without a password.
-        sha256: the digest or its first hex digits (published file names carry 6 to 8), "" where none is published.
-            The first digest that was seen is then recorded beside the file, and holds from there on.
-        size: bytes, 0 where it is unknown.
+        url: an http or https URL without user name and password. Redirects from https to http are
+            refused.
+        sha256: the hex digest of the file or its first digits (published file names contain 6 to 8);
+            "" if none is published. In that case the digest of the first download is recorded beside
+            the file, and later downloads must have the same digest.
+        size: the size of the file in bytes; 0 if it is unknown.
 
     Raises:
-        GNDetError: the file is not here and cannot be had, or is not what it should be; that one is not kept.
+        GNDetError: the file is not in the cache and cannot be downloaded, or it does not match
+            ``sha256`` or ``size``. A download that does not match is deleted.
     """
     if not re.fullmatch("[0-9a-f]{0,64}", sha256.lower()):
-        raise GNDetError(f"{sha256!r} is not a sha256 or its first hex digits.")
+        raise GNDetError(f"{sha256!r} is not a sha256 digest or the first hex digits of one.")
     path, sha256 = cache_path(url), sha256.lower()
     try:
         with contextlib.nullcontext() if path.is_file() else _lock(path, url):
@@ -45,24 +59,26 @@ def fetch(url: str, *, sha256: str = "", size: int = 0) -> Path:
                 check_cached(path, url, sha256, size)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _bring(url, path, sha256, size)
+                _add_to_cache(url, path, sha256, size)
     except OSError as error:
         reason = f"{error.strerror or error}" + f" ({error.filename})" * bool(error.filename)
-        raise GNDetError(f"{path} cannot be kept or read: {reason}. $FVCORE_CACHE names the cache folder.") from error
+        raise GNDetError(
+            f"{path} cannot be read or written: {reason}; set $FVCORE_CACHE to use another cache folder."
+        ) from error
     return path
 
 
 @contextlib.contextmanager
 def _lock(path: Path, url: str) -> Iterator[None]:
-    """For one process at a time. A process that is killed lets go of it; its empty file stays."""
+    """Let one process at a time fetch a file. A killed process releases its lock; the empty lock file stays."""
     name = hashlib.sha256(str(path.relative_to(cache_root())).encode()).hexdigest()
-    place = cache_root() / ".locks" / f"{name[:32]}.lock"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place)
+    lock_path = cache_root() / ".locks" / f"{name[:32]}.lock"
+    lock_path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_path)
     try:
-        lock.acquire(timeout=_PATIENCE)
+        lock.acquire(timeout=_SILENT_WAIT)
     except Timeout:
-        say(f"Waiting for another process, which fetches {url} to {path} ...")
+        print_status(f"Waiting for another process that is downloading {url} to {path} ...")
         lock.acquire()
     try:
         yield
@@ -70,54 +86,56 @@ def _lock(path: Path, url: str) -> Iterator[None]:
         lock.release()
 
 
-def _bring(url: str, path: Path, sha256: str, size: int) -> None:
-    """Put a file into the cache: under another name first, which what is refused never leaves."""
-    part, record = beside(path, "part"), read_record(path)
+def _add_to_cache(url: str, path: Path, sha256: str, size: int) -> None:
+    """Get a file under a temporary name, verify it, record it, and rename it to ``path``."""
+    part, record = sidecar_path(path, "part"), read_record(path)
     try:
-        source = _fill(url, path, part, size)
+        source = _copy_or_download(url, path, part, size)
         check_content(part, source, url)
-        found = measure(part, url)
-        compare(found, source, sha256, size)
+        measured = make_record(part, url)
+        verify(measured, source, sha256, size)
         if record and not sha256:
-            name = f"{source} was changed after {record['date']} (if rightly, remove {beside(path, 'json')}): it"
-            compare(found, name, record["sha256"], record["size"])
+            hint = f"if you trust the new file, remove {sidecar_path(path, 'json')}"
+            name = f"{source} has changed since {record['date']} ({hint}): it"
+            verify(measured, name, record["sha256"], record["size"])
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        write_record(path, found)
+        write_record(path, measured)
         os.replace(part, path)
-    except NotDownloaded as failure:
-        raise GNDetError(f"{url} was not downloaded: {failure}. {_by_hand(path)}") from failure
+    except DownloadFailed as failure:
+        raise GNDetError(f"{url} could not be downloaded: {failure}. {_manual_hint(path)}") from failure
     except (GNDetError, OSError):
-        drop(part)
+        remove_partial(part)
         raise
-    drop(part)
-    logger.info(f"Fetched {source} to {path}: {found['size']} bytes, sha256 {found['sha256']}.")
+    remove_partial(part)
+    logger.info(f"Fetched {source} to {path}: {measured['size']} bytes, sha256 {measured['sha256']}.")
 
 
-def _fill(url: str, path: Path, part: Path, size: int) -> str:
-    """The mirror's copy of a URL, or its own, to ``part``; where it came from."""
-    mirror, place = os.environ.get("GN_DET_MIRROR", ""), path.relative_to(cache_root()).as_posix()
+def _copy_or_download(url: str, path: Path, part: Path, size: int) -> str:
+    """Write the file of a URL to ``part``, from the mirror if one is set. Return its source, a path or URL."""
+    mirror, relative_path = os.environ.get("GN_DET_MIRROR", ""), path.relative_to(cache_root()).as_posix()
     if mirror and "://" not in mirror:
-        file = Path(os.path.expanduser(mirror)) / place
+        file = Path(os.path.expanduser(mirror)) / relative_path
         if not file.is_file():
-            raise NotDownloaded(f"the mirror {mirror} has no {place}")
-        need_room(part.parent, file.stat().st_size)
-        drop(part)
+            raise DownloadFailed(f"the mirror {mirror} has no {relative_path}")
+        require_free_space(part.parent, file.stat().st_size)
+        remove_partial(part)
         shutil.copyfile(file, part)
         return str(file)
     if os.environ.get("GN_DET_OFFLINE", "").lower() not in ("", "0", "false", "no", "off"):
-        raise NotDownloaded("$GN_DET_OFFLINE is set")
-    source = f"{mirror.rstrip('/')}/{quote(place)}" if mirror else url
+        raise DownloadFailed("$GN_DET_OFFLINE is set")
+    source = f"{mirror.rstrip('/')}/{quote(relative_path)}" if mirror else url
     try:
         split_url(source)
     except GNDetError as error:
-        raise GNDetError(f"$GN_DET_MIRROR is neither a folder nor a web address: {error}") from None
+        raise GNDetError(f"$GN_DET_MIRROR is neither a folder nor a valid URL: {error}") from None
     download(source, part, size)
     return source
 
 
-def _by_hand(path: Path) -> str:
-    place = path.relative_to(cache_root()).as_posix()
+def _manual_hint(path: Path) -> str:
+    """Return a sentence on how to provide a file that could not be downloaded."""
+    relative_path = path.relative_to(cache_root()).as_posix()
     if mirror := os.environ.get("GN_DET_MIRROR"):
-        return f"Put it at {path}, or into the mirror {mirror}; while $GN_DET_MIRROR is set, nothing else is asked."
-    return f"Put it at {path} by hand, or set $GN_DET_MIRROR to a folder or a URL that has {place}."
+        return f"Put the file at {path} or in the mirror {mirror}; while $GN_DET_MIRROR is set, nothing else is tried."
+    return f"Put the file at {path} by hand, or set $GN_DET_MIRROR to a folder or URL that has {relative_path}."

@@ -1,4 +1,4 @@
-"""A URL into a file, over a network and from servers that fail."""
+"""Resumable HTTP download with retries."""
 
 import email.utils
 import errno
@@ -19,146 +19,171 @@ from ..errors import GNDetError
 from .cache import split_url
 from .content import check_start
 
-CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 30.0  # seconds; the second is the longest that may pass without a byte
+CONNECT_TIMEOUT, READ_TIMEOUT = 10.0, 30.0  # seconds; READ_TIMEOUT is the longest time without a byte
 TRIES = 5
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between tries
-SAY_EVERY = 10.0  # seconds
-LARGEST = 2**35  # bytes, of a server that does not say how many it will send
+PROGRESS_INTERVAL = 10.0  # seconds between progress lines without a terminal
+MAX_UNKNOWN_SIZE = 2**35  # bytes; limit for a server that does not announce the size
 
 _REDIRECTS = 5
-_CHUNK = 2**16
-_random = random.SystemRandom()  # the other one belongs to the run and its seed
+_CHUNK = 2**16  # bytes
+_random = random.SystemRandom()  # leaves the state of the seeded global generator unchanged
 
 
-class NotDownloaded(Exception):
-    """Why a URL was not downloaded. ``passing``: it may go next time, and what came is kept to go on from."""
+class DownloadFailed(Exception):
+    """The reason why a URL was not downloaded.
 
-    def __init__(self, reason: str, passing: bool = False, wait: float = 0.0, restart: bool = False):
+    Attributes:
+        temporary: whether another try may succeed. The bytes received so far are then kept.
+        wait: seconds to wait before the next try, as requested by the server; 0 without a request.
+        restart: whether the bytes received so far must be discarded.
+    """
+
+    def __init__(self, reason: str, temporary: bool = False, wait: float = 0.0, restart: bool = False):
         super().__init__(reason)
-        self.passing, self.wait, self.restart = passing, wait, restart
+        self.temporary, self.wait, self.restart = temporary, wait, restart
 
 
 class _Session(requests.Session):
     def resolve_redirects(self, *args, **kwargs) -> Iterator[requests.Response]:
-        """None: each is looked at first, and requests would read all that comes with it."""
+        """Follow no redirect: :func:`_get` checks each target, and requests would read the whole body first."""
         return iter(())
 
 
 def download(url: str, part: Path, size: int = 0) -> None:
-    """Fill ``part`` with what a URL has, from where an earlier call has stopped.
+    """Download a URL to the file ``part``. Resume an earlier download of the same URL.
 
     Args:
-        size: bytes, 0 where it is unknown.
+        size: the size of the file in bytes; 0 if it is unknown.
 
     Raises:
-        NotDownloaded: the network or the server does not give it.
-        GNDetError: what it gives is no weights file, or too long.
+        DownloadFailed: the network or the server failed, after up to ``TRIES`` tries.
+        GNDetError: the content is not a weights file (JSON if the URL ends with .json), or is longer
+            than it should be.
         OSError: the file cannot be written.
     """
     for tried in range(1, TRIES + 1):
         try:
             return _try(url, part, size)
-        except NotDownloaded as failure:
-            if failure.restart or not failure.passing:
-                drop(part)
-            if not failure.passing or tried == TRIES:
+        except DownloadFailed as failure:
+            if failure.restart or not failure.temporary:
+                remove_partial(part)
+            if not failure.temporary or tried == TRIES:
                 raise
             pause = min(FIRST_PAUSE * 2 ** (tried - 1), LONGEST_PAUSE) * _random.uniform(0.5, 1)
             pause = max(pause, min(failure.wait, LONGEST_PAUSE))
-            say(f"{url}: {failure}; again in {pause:.0f} s (try {tried} of {TRIES}).")
+            print_status(f"{url}: {failure}; retrying in {pause:.0f} s (try {tried} of {TRIES} failed).")
             time.sleep(pause)
 
 
-def say(line: str) -> None:
+def print_status(line: str) -> None:
+    """Print a line to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
-def drop(part: Path) -> None:
-    """Remove a file and what is needed to go on with it."""
+def remove_partial(part: Path) -> None:
+    """Remove a partial download and its version file."""
     part.unlink(missing_ok=True)
-    _validator(part).unlink(missing_ok=True)
+    _version_path(part).unlink(missing_ok=True)
 
 
-def _validator(part: Path) -> Path:
-    """Where the source of a ``part`` is kept, and the version that it was."""
+def _version_path(part: Path) -> Path:
+    """Return the file with the URL of a partial download and the version of its content."""
     return part.with_suffix(".version")
 
 
 def _try(url: str, part: Path, size: int) -> None:
-    done, version = _earlier(part, url)
+    """Try once to complete the file ``part``."""
+    done, version = _resume_point(part, url)
     headers = {"Accept-Encoding": "identity"}
     if done:
         headers |= {"Range": f"bytes={done}-", "If-Range": version}
     try:
         with closing(_get(url, headers)) as response:
-            start, total = _extent(response, done, version)
+            start, total = _parse_extent(response, done, version)
             if not start:
-                drop(part)
+                remove_partial(part)
             if size and total > size:
                 raise GNDetError(f"{url} has {total} bytes, but should have {size}.")
-            _write(response, url, part, start, total or size)
+            _append_body(response, url, part, start, total or size)
     except requests.RequestException as error:
-        raise NotDownloaded(_reason(error), _is_passing(error)) from error
-    got = part.stat().st_size
-    if got >= total:
+        raise DownloadFailed(_describe(error), _is_temporary(error)) from error
+    received = part.stat().st_size
+    if received >= total:
         check_start(part, url, url)
-    if got < (total or size):
-        raise NotDownloaded(f"it broke off after {got} of {total or size} bytes", passing=True)
+    if received < (total or size):
+        raise DownloadFailed(f"the connection ended after {received} of {total or size} bytes", temporary=True)
 
 
-def _earlier(part: Path, url: str) -> tuple[int, str]:
-    """How many bytes are here, and the version of the file that they are of; 0 where it is not known to be this one."""
+def _resume_point(part: Path, url: str) -> tuple[int, str]:
+    """Return the number of bytes already received from this URL and the version of the file they belong to.
+
+    Return (0, "") if there is no partial download, if it comes from another URL, or if the server sent
+    no version.
+    """
     try:
-        source, version = _validator(part).read_text(encoding="utf-8").splitlines()
+        source, version = _version_path(part).read_text(encoding="utf-8").splitlines()
         return (part.stat().st_size, version) if source == url else (0, "")
     except (OSError, ValueError):
         return 0, ""
 
 
 def _version(response: requests.Response) -> str:
-    """What stands for the bytes of a file; "" where the server has no such thing."""
+    """Return the header that identifies the exact bytes of a file: a strong ETag, else Last-Modified, else ""."""
     tag = response.headers.get("ETag", "")
     return response.headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag
 
 
 def _get(url: str, headers: dict[str, str]) -> requests.Response:
-    """The answer to a request, after redirects. From https they lead to https only, and never to another kind of URL."""
+    """Send a GET request and follow its redirects. Return the response with an unread body."""
     for _ in range(_REDIRECTS + 1):
         response = _get_once(url, headers)
         if not response.is_redirect:
             return response
         response.close()
-        url = _next(url, response.headers["Location"])
-    raise NotDownloaded(f"it redirects more than {_REDIRECTS} times")
+        url = _redirect_target(url, response.headers["Location"])
+    raise DownloadFailed(f"the server redirects more than {_REDIRECTS} times")
 
 
 def _get_once(url: str, headers: dict[str, str]) -> requests.Response:
     timeout = (CONNECT_TIMEOUT, READ_TIMEOUT)
     try:
-        with _Session() as session:  # its end leaves the answer open
+        with _Session() as session:  # closing the session leaves the response open
             return session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=timeout)
     except requests.RequestException:
         raise
-    except (OSError, ValueError) as error:  # certificates that are not where the environment says, no possible host
-        raise NotDownloaded(str(error)) from error
+    except (OSError, ValueError) as error:  # e.g. REQUESTS_CA_BUNDLE names a missing file, or the host is invalid
+        raise DownloadFailed(str(error)) from error
 
 
-def _next(url: str, location: str) -> str:
+def _redirect_target(url: str, location: str) -> str:
+    """Return the absolute URL of a redirect. An https URL may redirect to https only, an http URL to both.
+
+    Raises:
+        DownloadFailed: the target has another scheme or is invalid.
+    """
     try:
         target = urljoin(url, location)
         scheme = split_url(target).scheme
-    except ValueError:  # a GNDetError is one
+    except ValueError:  # the base class of GNDetError
         scheme = ""
     if scheme not in ("https", split_url(url).scheme):
-        raise NotDownloaded(f"it redirects to {location!r}, and only https is followed")
+        raise DownloadFailed(f"the server redirects to {location!r}, but only redirects to https are followed")
     return target
 
 
-def _extent(response: requests.Response, done: int, version: str) -> tuple[int, int]:
-    """The first byte of an answer's body, and how many bytes the whole file has, 0 where the server does not say."""
+def _parse_extent(response: requests.Response, done: int, version: str) -> tuple[int, int]:
+    """Return the position of the body's first byte in the file, and the size of the whole file in bytes.
+
+    The size is 0 if the server does not announce it.
+
+    Raises:
+        DownloadFailed: the response has an error status, is compressed, or has other bytes than the
+            requested ones.
+    """
     code, headers = response.status_code, response.headers
     if (encoding := headers.get("Content-Encoding", "identity")) != "identity":
-        raise NotDownloaded(f"it comes with Content-Encoding {encoding!r}, unasked")
+        raise DownloadFailed(f"the server sends Content-Encoding {encoding!r}, which was not requested")
     if code == 200:
         length = headers.get("Content-Length", "")
         return 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else 0
@@ -168,79 +193,91 @@ def _extent(response: requests.Response, done: int, version: str) -> tuple[int, 
         if first == done and last == total - 1 and _version(response) in (version, ""):
             return done, total
     if done and code in (206, 416):
-        raise NotDownloaded("the server has other bytes than those that are missing", passing=True, restart=True)
-    passing = code in (408, 429) or code >= 500
-    raise NotDownloaded(f"the server answers {code}", passing, _seconds(headers.get("Retry-After", "")))
+        raise DownloadFailed("the server does not send the requested bytes", temporary=True, restart=True)
+    temporary = code in (408, 429) or code >= 500
+    raise DownloadFailed(
+        f"the server responds with status {code}", temporary, _parse_retry_after(headers.get("Retry-After", ""))
+    )
 
 
-def _seconds(retry_after: str) -> float:
-    """A header's number of seconds or date, in seconds from now."""
-    if retry_after.isdecimal():
-        return float(retry_after)
+def _parse_retry_after(value: str) -> float:
+    """Return the seconds from now that a Retry-After header asks for, given as a number or a date."""
+    if value.isdecimal():
+        return float(value)
     try:
-        return email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+        return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, OverflowError):
         return 0.0
 
 
-def _is_passing(error: requests.RequestException) -> bool:
-    lost = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-    return isinstance(error, lost) and not isinstance(error, requests.exceptions.SSLError)
+def _is_temporary(error: requests.RequestException) -> bool:
+    connection_errors = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    return isinstance(error, connection_errors) and not isinstance(error, requests.exceptions.SSLError)
 
 
-def _reason(error: requests.RequestException) -> str:
+def _describe(error: requests.RequestException) -> str:
+    """Return the reason of a failure without the names of Python classes and objects."""
     if isinstance(error, requests.ConnectTimeout):
-        return f"there was no connection within {CONNECT_TIMEOUT:g} s"
+        return f"could not connect within {CONNECT_TIMEOUT:g} s"
     if "timed out" in str(error):
-        return f"the server was silent for {READ_TIMEOUT:g} s"
+        return f"the server sent nothing for {READ_TIMEOUT:g} s"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "it broke off"
+        return "the connection was lost"
     cause: BaseException = error
     while cause.__context__:
-        cause = cause.__context__  # requests wraps what it got from urllib3, and that what it got from the system
+        cause = cause.__context__  # requests wraps the error of urllib3, which wraps that of the system
     return str(cause).rstrip(".") or type(cause).__name__
 
 
-def _write(response: requests.Response, url: str, part: Path, start: int, total: int) -> None:
-    """Append the body of an answer to a file whose first ``start`` bytes are there; ``total`` is 0 where not known."""
-    need_room(part.parent, total - start)
+def _append_body(response: requests.Response, url: str, part: Path, start: int, total: int) -> None:
+    """Append the body of a response to ``part``, which has the first ``start`` bytes of the file.
+
+    Args:
+        total: the size of the whole file in bytes; 0 if it is unknown.
+    """
+    require_free_space(part.parent, total - start)
     if not start:
-        _validator(part).write_text(f"{url}\n{_version(response)}", encoding="utf-8")
-    with open(part, "ab") as file, _meter(part.name.removesuffix("~.part"), start, total) as advance:
+        _version_path(part).write_text(f"{url}\n{_version(response)}", encoding="utf-8")
+    with open(part, "ab") as file, _progress(part.name.removesuffix("~.part"), start, total) as advance:
         for chunk in response.iter_content(_CHUNK):
-            if file.tell() + len(chunk) > (total or LARGEST):
-                raise GNDetError(f"{url} sends more than {total or LARGEST} bytes.")
+            if file.tell() + len(chunk) > (total or MAX_UNKNOWN_SIZE):
+                raise GNDetError(f"{url} sends more than {total or MAX_UNKNOWN_SIZE} bytes.")
             file.write(chunk)
             advance(len(chunk))
 
 
-def need_room(folder: Path, size: int) -> None:
-    """
+def require_free_space(folder: Path, size: int) -> None:
+    """Check that the disk of a folder has ``size`` free bytes.
+
     Raises:
-        OSError: there is less room than that.
+        OSError: it has fewer.
     """
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise OSError(errno.ENOSPC, f"{size} bytes are needed, and {free} are free")
+        raise OSError(errno.ENOSPC, f"{size} bytes are needed, but only {free} are free")
 
 
 @contextmanager
-def _meter(name: str, done: int, total: int) -> Iterator[Callable[[int], object]]:
-    """What to call with the number of bytes that came: a bar on a terminal, elsewhere a line now and then."""
+def _progress(name: str, done: int, total: int) -> Iterator[Callable[[int], object]]:
+    """Show the progress: a bar on a terminal, else a line every ``PROGRESS_INTERVAL`` seconds.
+
+    Yields:
+        A function to call with the number of bytes that were received since the last call.
+    """
     if sys.stderr.isatty():
-        form = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
-        with tqdm(desc=name, initial=done, total=total or None, **form) as bar:
+        bar_format = {"unit": "B", "unit_scale": True, "dynamic_ncols": True}
+        with tqdm(desc=name, initial=done, total=total or None, **bar_format) as bar:
             yield bar.update
         return
-    here, begun, said = done, time.monotonic(), time.monotonic()
+    resumed_at, start_time, printed_time = done, time.monotonic(), time.monotonic()
 
     def advance(count: int) -> None:
-        nonlocal done, said
+        nonlocal done, printed_time
         done, now = done + count, time.monotonic()
-        if now - said >= SAY_EVERY:
-            said, speed = now, (done - here) / max(now - begun, 1e-9)
-            rest = f", {tqdm.format_interval((total - done) / speed)} to go" if total else ""
-            of = f" of {tqdm.format_sizeof(total)}B" if total else ""
-            say(f"{name}: {tqdm.format_sizeof(done)}B{of}, {tqdm.format_sizeof(speed)}B/s{rest}")
+        if now - printed_time >= PROGRESS_INTERVAL:
+            printed_time, speed = now, (done - resumed_at) / max(now - start_time, 1e-9)
+            remaining = f", {tqdm.format_interval((total - done) / speed)} remaining" if total else ""
+            of_total = f" of {tqdm.format_sizeof(total)}B" if total else ""
+            print_status(f"{name}: {tqdm.format_sizeof(done)}B{of_total}, {tqdm.format_sizeof(speed)}B/s{remaining}")
 
     yield advance

@@ -1,1 +1,1 @@
-"""Studies that train many models: the norms at several batch sizes."""
+"""Experiments that train many models, such as the comparison of norms at several batch sizes."""

@@ -1,6 +1,7 @@
-"""Does GN help here? The same training with each norm at each batch size, as the paper's Figure 1 and Table 5 have it.
+"""Train the same model with each norm at each batch size (the paper's Figure 1 and Table 5).
 
-All else is equal: data, schedule in epochs, and the learning rate by the linear rule (Section 4.1: 0.1 x batch / 256).
+Everything else is equal: the data, the schedule in epochs, and the learning rate, which follows the linear
+scaling rule (Section 4.1: 0.1 x batch / 256).
 """
 
 import argparse
@@ -25,7 +26,7 @@ from ..config.files import load_config
 from ..errors import GNDetError, did_you_mean
 from ..evaluation.records import config_digest, make_record, read_record
 from ..files import save_json
-from ..launch.arguments import config_of
+from ..launch.arguments import config_from_args
 from ..launch.prepare import prepare
 from ..launch.processes import launch
 from ..launch.run import main
@@ -33,15 +34,15 @@ from ..launch.tool import run_tool
 from ..modeling.norm import NORM_KEYS, NORMS, get_key
 from .norm_tables import draw_study, study_tables
 
-_DIVERGED = 3  # exit code of a training whose loss became infinite or NaN
+_DIVERGED = 3  # exit code of a training process whose loss became infinite or NaN
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One training: a norm as in the config, images a batch, a seed."""
+    """The norm, batch size and seed of one training."""
 
-    norm: str
-    batch: int
+    norm: str  # as in the config
+    batch: int  # images per batch
     seed: int
 
     @property
@@ -53,15 +54,20 @@ class Variant:
 
 
 def plan(norms: Sequence[str], batches: Sequence[int], seeds: int) -> list[Variant]:
-    """Every norm at every batch size with every seed from 1; one seed of all comes before the next of any.
+    """Return the variants to train: every norm at every batch size, with the seeds 1 to ``seeds``.
+
+    All variants with seed 1 come first, then all with seed 2, and so on.
+
+    Args:
+        norms: names as in the config; "BN*" is accepted for "FrozenBN".
 
     Raises:
-        GNDetError: an unknown norm, or a number below 1.
+        GNDetError: a norm is unknown, or a number is below 1.
     """
     norms = ["FrozenBN" if norm == "BN*" else norm for norm in norms]
     for norm in norms:
         if norm not in NORMS or not norm:
-            raise GNDetError(f"There is no norm {norm!r}{did_you_mean(norm, [n for n in NORMS if n])}.")
+            raise GNDetError(f"--norms: {norm!r} is not a norm{did_you_mean(norm, [n for n in NORMS if n])}.")
     if min([*batches, seeds]) < 1:
         raise GNDetError("Batch sizes and the number of seeds must be 1 or more.")
     unique_norms, unique_batches = dict.fromkeys(norms), dict.fromkeys(batches)
@@ -69,23 +75,24 @@ def plan(norms: Sequence[str], batches: Sequence[int], seeds: int) -> list[Varia
 
 
 def overrides(cfg: CfgNode, variant: Variant, weights: dict[str, str]) -> list[str]:
-    """The ``KEY VALUE`` pairs that make the base config ``cfg`` into the variant.
+    """Return the ``KEY VALUE`` pairs that turn the base config ``cfg`` into the variant's config.
 
-    The norm goes wherever the base config has one, but for BN*: that is frozen in the backbone, and FPN and heads have
-    no norm, as in the paper's baseline. The schedule follows detectron2's own linear rule.
+    The variant's norm replaces every norm of the base config. Only FrozenBN (BN*) is different: the backbone
+    gets it, and FPN and heads get no norm, as in the paper's baseline. The schedule is scaled by
+    ``DefaultTrainer.auto_scale_workers``, detectron2's linear rule.
 
     Args:
-        weights: norm -> ``MODEL.WEIGHTS``; the base config's for norms that are not in it.
+        weights: {norm: ``MODEL.WEIGHTS``}; other norms use the weights of the base config.
     """
     pairs: dict[str, object] = {"SEED": variant.seed}
     for key in NORM_KEYS:
         if get_key(cfg, key):
-            frozen_elsewhere = variant.norm == "FrozenBN" and key != "MODEL.RESNETS.NORM"
-            pairs[key] = "" if frozen_elsewhere else variant.norm
+            no_norm = variant.norm == "FrozenBN" and key != "MODEL.RESNETS.NORM"
+            pairs[key] = "" if no_norm else variant.norm
     pairs["MODEL.WEIGHTS"] = weights.get(variant.norm, cfg.MODEL.WEIGHTS)
     pairs["MODEL.GN.FROZENBN_FROM_SCRATCH"] = variant.norm == "FrozenBN" and not pairs["MODEL.WEIGHTS"]
     scaled = cfg.clone()
-    scaled.SOLVER.REFERENCE_WORLD_SIZE = cfg.SOLVER.IMS_PER_BATCH  # "workers" of one image each
+    scaled.SOLVER.REFERENCE_WORLD_SIZE = cfg.SOLVER.IMS_PER_BATCH  # treat each image as a worker
     scaled = DefaultTrainer.auto_scale_workers(scaled, variant.batch)
     for name in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
         pairs[f"SOLVER.{name}"] = scaled.SOLVER[name]
@@ -94,27 +101,29 @@ def overrides(cfg: CfgNode, variant: Variant, weights: dict[str, str]) -> list[s
 
 
 class Study:
-    """The variants of one base config, each trained in a folder of its own below ``OUTPUT_DIR``."""
+    """Train the variants of one base config, each in a subfolder of ``OUTPUT_DIR``."""
 
     def __init__(self, args: argparse.Namespace, variants: list[Variant], weights: dict[str, str]):
-        """Check everything that can be checked before hours are spent.
+        """Check all variants before the first training starts.
 
         Args:
-            args: of :func:`gn_det.launch.arguments.argument_parser`.
-            weights: norm -> ``MODEL.WEIGHTS``.
+            args: arguments from :func:`gn_det.launch.arguments.argument_parser`.
+            variants: see :func:`plan`.
+            weights: {norm: ``MODEL.WEIGHTS``}.
 
         Raises:
-            GNDetError: a variant cannot work, or ``OUTPUT_DIR`` holds a study of something else.
+            GNDetError: the config of a variant is not valid, or ``OUTPUT_DIR`` holds a study with another
+                config or other data.
         """
         self.args, self.variants = args, variants
-        self.base = config_of(args)
+        self.base = config_from_args(args)
         self.folder = Path(self.base.OUTPUT_DIR)
         _check_weights(self.base, variants, weights)
         self.opts = {v: [*args.opts, *overrides(self.base, v, weights)] for v in variants}
         cfg = prepare(self._arguments(variants[0]))
         for variant in variants:
             self._check(variant, cfg)
-        self._remember(cfg)
+        self._check_output_dir(cfg)
 
     def _arguments(self, variant: Variant) -> argparse.Namespace:
         folder = self.folder / variant.name
@@ -124,52 +133,70 @@ class Study:
 
     def _check(self, variant: Variant, prepared: CfgNode) -> None:
         cfg = load_config(self.args.config_file, self.opts[variant])
-        cfg.DATASETS = prepared.DATASETS  # what the data flags changed
+        cfg.DATASETS = prepared.DATASETS  # may come from --train-json and --val-json
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = prepared.MODEL.ROI_HEADS.NUM_CLASSES
         try:
             check_config(cfg)
         except GNDetError as error:
             raise GNDetError(f"{variant}: {error}") from None
 
-    def _remember(self, cfg: CfgNode) -> None:
+    def _check_output_dir(self, cfg: CfgNode) -> None:
+        """Write study.json, which identifies the study, or compare it with the existing one."""
         if not cfg.DATASETS.TEST:
-            raise GNDetError("A norm study compares AP: give --val-json and --val-images, or DATASETS.TEST.")
+            raise GNDetError(
+                "A norm study needs data to evaluate on: pass --val-json and --val-images, or set DATASETS.TEST."
+            )
         base = self.base.clone()
         base.OUTPUT_DIR, base.DATASETS = "", cfg.DATASETS
-        now = {"config": base.MODEL.GN.CONFIG, "recipe": config_digest(base)}
+        identity = {"config": base.MODEL.GN.CONFIG, "recipe": config_digest(base)}
         path = self.folder / "study.json"
-        if path.is_file() and read_record(path) != now:
-            raise GNDetError(f"{self.folder} holds a norm study with another config or data: name another OUTPUT_DIR.")
-        save_json(path, now)
+        if path.is_file() and read_record(path) != identity:
+            raise GNDetError(
+                f"{self.folder} holds a norm study with another config or other data; set another OUTPUT_DIR."
+            )
+        save_json(path, identity)
 
     def result_file(self, variant: Variant) -> Path:
-        """Where the variant's record lies once it is done."""
+        """Return the path of the variant's record, which exists once the variant is finished."""
         return self.folder / "records" / f"{variant.name}.json"
 
-    def run(self, jobs: int = 1, say: Callable[[str], None] = print) -> list[str]:
-        """Train what is not done yet, ``jobs`` at a time, and say how far it is.
+    def run(self, jobs: int = 1, log: Callable[[str], None] = print) -> list[str]:
+        """Train the variants that are not finished yet, and log the progress.
+
+        A variant that diverges is a result and not a failure.
+
+        Args:
+            jobs: number of trainings that run at the same time.
+            log: called with each line of progress.
 
         Returns:
-            a sentence for each variant that failed otherwise than by diverging, which is a result.
+            One sentence for each variant that failed.
+
+        Raises:
+            GNDetError: ``jobs`` is below 1.
         """
         if jobs < 1:
-            raise GNDetError(f"--jobs is {jobs}; it is the number of trainings at a time, and at least 1.")
+            raise GNDetError(f"--jobs is {jobs}; it is the number of simultaneous trainings and must be 1 or more.")
         todo = deque(v for v in self.variants if not self.result_file(v).is_file())
         done, total, failures = len(self.variants) - len(todo), len(self.variants), []
         if done:
-            say(f"{done} of {total} trainings are done already.")
-        begun = time.monotonic()
-        for trained, (variant, seconds, failure) in enumerate(self._finished(todo, jobs), start=1):
-            left = (total - done - trained) * (time.monotonic() - begun) / trained
+            log(f"{done} of {total} trainings are already done.")
+        start = time.monotonic()
+        for trained, (variant, seconds, failure) in enumerate(self._train_all(todo, jobs), start=1):
+            seconds_left = (total - done - trained) * (time.monotonic() - start) / trained
             if failure:
                 failures.append(f"{variant}: {failure}")
-            what = failure or _outcome(read_record(self.result_file(variant)))
-            took, rest = tqdm.format_interval(seconds), tqdm.format_interval(left)
-            say(f"[{done + trained}/{total}] {variant}: {what} ({took}; about {rest} left)")
+            outcome = failure or _format_outcome(read_record(self.result_file(variant)))
+            took, left = tqdm.format_interval(seconds), tqdm.format_interval(seconds_left)
+            log(f"[{done + trained}/{total}] {variant}: {outcome} ({took}; about {left} left)")
         return failures
 
     def report(self) -> list[Path]:
-        """Write the tables (``study.md``) and the picture (``study.png``) of all that is done, and return their paths."""
+        """Write the tables (study.md) and the picture (study.png) of all finished variants.
+
+        Returns:
+            The paths of both files; an empty list if no variant is finished.
+        """
         records = [read_record(path) for path in sorted((self.folder / "records").glob("*.json"))]
         if not records:
             return []
@@ -178,9 +205,13 @@ class Study:
         draw_study(records, picture)
         return [table, picture]
 
-    def _finished(self, todo: deque[Variant], jobs: int) -> Iterator[tuple[Variant, float, str]]:
-        """Yield each variant as it ends, with its seconds and what went wrong."""
-        running: dict = {}  # process -> its slot, variant and when it began
+    def _train_all(self, todo: deque[Variant], jobs: int) -> Iterator[tuple[Variant, float, str]]:
+        """Train the variants in ``jobs`` processes at a time, one per slot.
+
+        Yields:
+            When a variant ends: the variant, its seconds, and a sentence about its failure ("" if none).
+        """
+        running: dict = {}  # process -> (slot, variant, start time)
         try:
             while todo or running:
                 free = [slot for slot in range(jobs) if slot not in {slot for slot, *_ in running.values()}]
@@ -189,9 +220,9 @@ class Study:
                     running[self._start(variant, slot, jobs)] = slot, variant, time.monotonic()
                 ready = wait([process.sentinel for process in running])
                 for process in [p for p in running if p.sentinel in ready]:
-                    _, variant, begun = running.pop(process)
+                    _, variant, start = running.pop(process)
                     process.join()
-                    yield variant, time.monotonic() - begun, self._end(variant, process.exitcode)
+                    yield variant, time.monotonic() - start, self._save_result(variant, process.exitcode)
         finally:
             for process in running:
                 process.terminate()
@@ -206,37 +237,39 @@ class Study:
         process.start()
         return process
 
-    def _end(self, variant: Variant, code: int) -> str:
-        """Keep the variant's record, or say in a sentence why there is none."""
+    def _save_result(self, variant: Variant, exit_code: int) -> str:
+        """Write the record of a variant whose process ended, or return a sentence about its failure."""
         folder = self.folder / variant.name
         output = (folder / "output.txt").read_text(errors="replace")
-        if code == _DIVERGED:
+        if exit_code == _DIVERGED:
             cfg = load_config(str(folder / "config.yaml"))
             record = make_record(cfg, cfg.DATASETS.TEST[0], {})
-            where = re.findall(r"NaN at iteration=(\d+)", output)
-            record["diverged"] = int(where[-1]) if where else None  # where the proposals say it, they do not say when
+            iterations = re.findall(r"NaN at iteration=(\d+)", output)
+            record["diverged"] = int(iterations[-1]) if iterations else None  # the RPN's error does not give it
         else:
-            records = sorted((folder / "records").glob("*.json"))  # the last iteration is last
-            if code or not records:
-                said = re.findall(r"^error: (.*)", output, re.MULTILINE)
-                return said[-1] if said else f"it ended with code {code}; see {folder / 'output.txt'}"
+            records = sorted((folder / "records").glob("*.json"))  # sorted by iteration
+            if exit_code or not records:
+                errors = re.findall(r"^error: (.*)", output, re.MULTILINE)
+                ended = f"the process ended with exit code {exit_code}; see {folder / 'output.txt'}"
+                return errors[-1] if errors else ended
             record = read_record(records[-1])
         save_json(self.result_file(variant), record | {"variant": dataclasses.asdict(variant)})
         return ""
 
 
 def _check_weights(cfg: CfgNode, variants: list[Variant], weights: dict[str, str]) -> None:
-    """Weights belong to one norm: GN's in a BN model, or the reverse, are no comparison."""
+    """Raise GNDetError if a norm would start from weights that were trained with another norm."""
     missing = {v.norm for v in variants} - weights.keys() - {cfg.MODEL.RESNETS.NORM}
     if cfg.MODEL.WEIGHTS and missing:
         raise GNDetError(
-            f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}, which was trained with {cfg.MODEL.RESNETS.NORM or 'no norm'}: name the "
-            f"weights of the others too (--weights {min(missing)}=FILE), or train all from scratch (MODEL.WEIGHTS '')."
+            f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS}, which was trained with {cfg.MODEL.RESNETS.NORM or 'no norm'}; pass "
+            f"weights for the other norms too (--weights {min(missing)}=FILE), or train all norms from scratch "
+            "(MODEL.WEIGHTS '')."
         )
 
 
 def _train(args: argparse.Namespace, output: str, slot: int, jobs: int) -> None:
-    """One training in a process of its own; what it prints goes to the file ``output``."""
+    """Run one training in the current process, with its stdout and stderr appended to ``output``."""
     with open(output, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -253,7 +286,7 @@ def _train(args: argparse.Namespace, output: str, slot: int, jobs: int) -> None:
         sys.exit(_DIVERGED)
 
 
-def _outcome(record: dict) -> str:
+def _format_outcome(record: dict) -> str:
     if "diverged" in record:
         return "diverged" + (f" at iteration {record['diverged']}" if record["diverged"] else "")
     return ", ".join(f"{kind} AP {record[kind]['AP']:.1f}" for kind in ("box", "mask") if record[kind])

@@ -1,4 +1,4 @@
-"""The norm study's tables and picture: AP against batch size, norm by norm."""
+"""Format and draw the results of a norm study: AP by batch size for each norm."""
 
 import statistics
 from collections import defaultdict
@@ -13,11 +13,11 @@ from ..modeling.norm import NORMS
 
 _COLORS = {"GN": BLUE, "LN": GREEN, "IN": PURPLE, "BN": VERMILION, "SyncBN": ORANGE, "FrozenBN": GRAY}
 _MARKERS = {"GN": "o", "LN": "^", "IN": "v", "BN": "s", "SyncBN": "P", "FrozenBN": "D"}
-_SHOWN_AS = {"FrozenBN": "BN*"}
+_LABELS = {"FrozenBN": "BN*"}
 
 
 def _cells(records: Sequence[dict]) -> dict[tuple[str, int], list[dict]]:
-    """The records of a norm study by norm and batch size, in a fixed order."""
+    """Group the records of a norm study by norm and batch size, in the order of NORMS."""
     cells = defaultdict(list)
     for record in records:
         cells[record["variant"]["norm"], record["variant"]["batch"]].append(record)
@@ -25,10 +25,10 @@ def _cells(records: Sequence[dict]) -> dict[tuple[str, int], list[dict]]:
 
 
 def study_tables(records: Sequence[dict]) -> str:
-    """Box and mask AP against batch size, norm by norm, in Markdown.
+    """Return Markdown tables of box and mask AP, with a line per norm and a column per batch size.
 
     Args:
-        records: as :class:`gn_det.experiments.norm_study.Study` leaves them.
+        records: the records that :class:`gn_det.experiments.norm_study.Study` writes.
     """
     cells = _cells(records)
     norms = sorted({norm for norm, _ in cells}, key=NORMS.index)
@@ -38,12 +38,12 @@ def study_tables(records: Sequence[dict]) -> str:
         if not metric_values(records, kind):
             continue
         rows = [
-            [_SHOWN_AS.get(norm, norm), *(_cell(cells.get((norm, batch), []), kind) for batch in batches)]
+            [_LABELS.get(norm, norm), *(_cell(cells.get((norm, batch), []), kind) for batch in batches)]
             for norm in norms
         ]
         headers = [f"{kind} AP", *(f"batch {batch}" for batch in batches)]
         tables.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
-    return "\n\n".join([*tables, "AP in percent: mean ± standard deviation over the seeds, their number in brackets."])
+    return "\n\n".join([*tables, "AP in percent: mean ± standard deviation over the seeds (number of seeds)."])
 
 
 def _cell(records: Sequence[dict], kind: str) -> str:
@@ -57,8 +57,13 @@ def _cell(records: Sequence[dict], kind: str) -> str:
 
 
 def draw_study(records: Sequence[dict], path: str | Path) -> None:
-    """Draw AP against batch size: a line a norm through the means, a point a training. A PNG or SVG by its name."""
-    from matplotlib.figure import Figure  # it takes a second, which nobody who trains should wait
+    """Draw AP by batch size, with a line per norm through the means and a point per training.
+
+    Args:
+        records: the records that :class:`gn_det.experiments.norm_study.Study` writes.
+        path: a file whose suffix chooses the format, such as .png or .svg.
+    """
+    from matplotlib.figure import Figure  # imported here because it takes a second
 
     kinds = [kind for kind in ("box", "mask") if metric_values(records, kind)]
     figure = Figure(figsize=(4.6 * len(kinds), 4), layout="constrained")
@@ -76,14 +81,14 @@ def _draw_kind(axes, records: Sequence[dict], kind: str) -> None:
         style = {"color": _COLORS.get(norm), "marker": _MARKERS.get(norm, "x")}
         batches = [batch for batch, values in points if values]
         means = [statistics.fmean(values) for _, values in points if values]
-        axes.plot(batches, means, label=_SHOWN_AS.get(norm, norm), markersize=6, **style)
+        axes.plot(batches, means, label=_LABELS.get(norm, norm), markersize=6, **style)
         for batch, values in points:
             axes.scatter([batch] * len(values), values, s=10, alpha=0.6, linewidths=0, zorder=3, **style)
     axes.set_xscale("log", base=2)
     ticks = sorted({r["variant"]["batch"] for r in records})
     axes.set_xticks(ticks, [str(t) for t in ticks])
-    top = max(axes.get_ylim()[1], 5.0)  # from 0, and a few percent high where nothing was learnt
+    top = max(axes.get_ylim()[1], 5.0)  # from 0, and to at least 5 % if no model learned anything
     axes.set_ylim(-0.02 * top, top)
-    axes.set(xlabel="images a batch", ylabel=f"{kind} AP (%)", title=f"{kind.capitalize()} AP")
+    axes.set(xlabel="images per batch", ylabel=f"{kind} AP (%)", title=f"{kind.capitalize()} AP")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,1 +1,1 @@
-"""The parts of a detector: norms, backbones and heads, registered with detectron2."""
+"""Norms, backbones and heads of a detector, registered with detectron2."""

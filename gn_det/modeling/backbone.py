@@ -1,4 +1,4 @@
-"""ResNet and ResNet-FPN whose norm follows the switch. They are detectron2's own, with detectron2's state-dict keys."""
+"""ResNet and ResNet-FPN backbones with any of the paper's norms, and detectron2's state-dict keys."""
 
 import logging
 
@@ -9,38 +9,47 @@ from detectron2.modeling.backbone import Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 
 from .norm import check_groups, with_norms, zero_init_residual
-from .weight_standardization import standardise_convs
+from .weight_standardization import standardize_convs
 
 logger = logging.getLogger(__name__)
 
 
 @BACKBONE_REGISTRY.register()
 def build_gn_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """ResNet (the C4 models' backbone) with ``MODEL.RESNETS.NORM`` on stem, blocks and shortcuts.
+    """Build a ResNet with ``MODEL.RESNETS.NORM`` in stem, blocks and shortcuts (backbone of C4 models).
 
-    The stride is on the 3x3 convolution, as in every published GN model: their weights load into the other form
-    without a word and give a wrong network (60 instead of 76 % ImageNet top-1, mmdetection #160).
+    The stride is on the 3x3 convolution, as in every published GN model. The weights of these models
+    also load into a ResNet with the stride on the 1x1 convolution, without a warning, but then give a
+    wrong network (60 instead of 76 % ImageNet top-1, mmdetection #160).
 
     Returns:
-        a module from images (N, 3, H, W) to {"res2": (N, 256, H/4, W/4), ...} for ``MODEL.RESNETS.OUT_FEATURES``.
+        a module that maps images (N, 3, H, W) to a dict with one feature map for each name in
+        ``MODEL.RESNETS.OUT_FEATURES``:
+        "res2": (N, ``RES2_OUT_CHANNELS``, H/4, W/4).
+        "res3", "res4", "res5": twice the channels and half the height and width of the one before.
 
     Raises:
-        GNDetError: unknown norm, contradicting group keys, or channels that the groups do not divide.
+        GNDetError: the norm is unknown, the group keys contradict each other, or the groups do not
+            divide the channels of a layer.
     """
     return _build(build_resnet_backbone, cfg, input_shape)
 
 
 @BACKBONE_REGISTRY.register()
 def build_gn_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """ResNet-FPN: as :func:`build_gn_resnet_backbone`, with ``MODEL.FPN.NORM`` on the lateral and output convolutions.
+    """Build a ResNet-FPN with ``MODEL.RESNETS.NORM`` in the ResNet and ``MODEL.FPN.NORM`` in the FPN.
 
-    They have no ReLU (Detectron's GN baselines). A convolution before a norm has no bias.
+    The ResNet is that of :func:`build_gn_resnet_backbone`. The norms of the FPN follow its lateral and
+    output convolutions, which have no ReLU, as in Detectron's GN baselines. A convolution before a norm
+    has no bias.
 
     Returns:
-        a module from images (N, 3, H, W) to {"p2": (N, 256, H/4, W/4), ..., "p6": (N, 256, H/64, W/64)}.
+        a module that maps images (N, 3, H, W) to a dict of feature maps:
+        "p2": (N, ``MODEL.FPN.OUT_CHANNELS``, H/4, W/4).
+        "p3" to "p6": the same channels, and half the height and width of the one before.
 
     Raises:
-        GNDetError: as :func:`build_gn_resnet_backbone`.
+        GNDetError: see :func:`build_gn_resnet_backbone`.
     """
     return _build(build_resnet_fpn_backbone, cfg, input_shape)
 
@@ -51,17 +60,21 @@ def _build(builder, cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     if cfg.MODEL.GN.ZERO_INIT_RESIDUAL:
         zero_init_residual(backbone)
     if cfg.MODEL.GN.WEIGHT_STANDARDIZATION:
-        standardise_convs(backbone)
+        standardize_convs(backbone)
     return backbone
 
 
 def stride_in_3x3(cfg: CfgNode) -> CfgNode:
-    """``cfg``, or a copy with ``MODEL.RESNETS.STRIDE_IN_1X1`` False where it was True (detectron2's default)."""
+    """Return ``cfg`` if ``MODEL.RESNETS.STRIDE_IN_1X1`` is False, else a copy in which it is False.
+
+    detectron2's default is True. For a depth of 50 or more, a warning is logged.
+    """
     if not cfg.MODEL.RESNETS.STRIDE_IN_1X1:
         return cfg
-    if cfg.MODEL.RESNETS.DEPTH >= 50:  # the shallower ones have no 1x1 to hold the stride
+    if cfg.MODEL.RESNETS.DEPTH >= 50:  # shallower ResNets have no 1x1 convolution before the 3x3
         logger.warning(
-            "MODEL.RESNETS.STRIDE_IN_1X1 is True; gn_det's ResNets have their stride on the 3x3, so it is taken as False."
+            "MODEL.RESNETS.STRIDE_IN_1X1 is True, but gn_det's ResNets always have the stride on the 3x3 convolution, so "
+            "the key is ignored."
         )
     cfg = cfg.clone()
     cfg.defrost()

@@ -1,6 +1,6 @@
-"""The part of an R-CNN that a parameter belongs to, and the config key of that part's norm."""
+"""Map the name of a parameter to its part of an R-CNN, and each part to the config key of its norm."""
 
-# Prefix of a name in the state dict, the part, and the key of its norm or "". The longest prefix that fits counts.
+# Prefix of names in the state dict, part, and config key of its norm or "". The longest match counts.
 PARTS = (
     ("backbone.", "backbone", "MODEL.RESNETS.NORM"),
     ("stem.", "backbone", "MODEL.RESNETS.NORM"),  # a ResNet alone
@@ -18,15 +18,15 @@ PARTS = (
 
 
 def part_of(name: str) -> str:
-    """Return the part that a parameter or module belongs to, by its name in the model.
+    """Return the part that a parameter or module belongs to, given its name in the model.
 
-    Returns:
-        "box head" for ``roi_heads.box_head.conv1.weight``; the first component of a name that fits no known part.
+    For example, ``roi_heads.box_head.conv1.weight`` belongs to the "box head". If no part is known, the
+    first component of the name is returned.
     """
-    fitting = [(prefix, part) for prefix, part, _ in PARTS if f"{name}.".startswith(prefix)]
-    return max(fitting, key=lambda row: len(row[0]))[1] if fitting else name.split(".")[0]
+    matches = [(prefix, part) for prefix, part, _ in PARTS if f"{name}.".startswith(prefix)]
+    return max(matches, key=lambda row: len(row[0]))[1] if matches else name.split(".")[0]
 
 
 def norm_keys(part: str) -> list[str]:
-    """The config keys of the norm of a part; [] for a part without one."""
+    """Return the config keys of the norm of a part; an empty list if it has no norm."""
     return list(dict.fromkeys(key for _, known, key in PARTS if known == part and key))

@@ -1,6 +1,6 @@
-"""Box head, mask head and C4 head whose norm follows the switch. State-dict keys are detectron2's.
+"""Box head, mask head and C4 head with any of the paper's norms, and detectron2's state-dict keys.
 
-Shapes: R regions of interest, C channels, S x S the pooled resolution. R may be 0.
+Shapes: R regions of interest, C channels, S x S pooled resolution. R may be 0.
 """
 
 from detectron2.config import CfgNode, configurable
@@ -11,42 +11,44 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsamp
 from ..errors import GNDetError
 from .backbone import stride_in_3x3
 from .norm import check_groups, with_norms, zero_init_residual
-from .weight_standardization import standardise_convs
+from .weight_standardization import standardize_convs
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class FastRCNN4Conv1FCGNHead(FastRCNNConvFCHead):
-    """Four 3x3 convolutions, each with ``MODEL.ROI_BOX_HEAD.NORM`` and ReLU, then one fc with ReLU (Section 4.2, Table 5).
+    """Box head with four 3x3 convolutions and one fully connected layer (Section 4.2, Table 5).
 
-    (R, C, S, S) -> (R, FC_DIM). The norm sits before the ReLU, as in Detectron.
+    ``MODEL.ROI_BOX_HEAD.NORM`` and a ReLU follow each convolution, in this order as in Detectron. A ReLU
+    follows the fully connected layer. The head maps (R, C, S, S) to (R, ``FC_DIM``).
     """
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         head = cfg.MODEL.ROI_BOX_HEAD
-        # 0 and 2 are what detectron2's defaults and its Base-RCNN-FPN.yaml say of the stock head.
+        # 0 and 2 are the values in detectron2's defaults and in its Base-RCNN-FPN.yaml, so they are accepted.
         if head.NUM_CONV not in (0, 4) or head.NUM_FC not in (0, 1, 2):
             raise GNDetError(
                 f"MODEL.ROI_BOX_HEAD.NAME is {cls.__name__}, which has 4 convolutions and 1 fc, but NUM_CONV is "
                 f"{head.NUM_CONV} and NUM_FC is {head.NUM_FC}: set them to 4 and 1, or use FastRCNNConvFCHead."
             )
         ret = super().from_config(with_norms(cfg), input_shape)
-        more = {"weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION}
-        return {**ret, "conv_dims": [head.CONV_DIM] * 4, "fc_dims": [head.FC_DIM], **more}
+        ret["weight_standardization"] = cfg.MODEL.GN.WEIGHT_STANDARDIZATION
+        return {**ret, "conv_dims": [head.CONV_DIM] * 4, "fc_dims": [head.FC_DIM]}
 
     @configurable
     def __init__(self, *args, weight_standardization: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         check_groups(self, "roi_heads.box_head")
         if weight_standardization:
-            standardise_convs(self)
+            standardize_convs(self)
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskRCNNConvUpsampleGNHead(MaskRCNNConvUpsampleHead):
-    """3x3 convolutions with ``MODEL.ROI_MASK_HEAD.NORM`` and ReLU, then deconv, ReLU and a 1x1 convolution without norm.
+    """Mask head with ``MODEL.ROI_MASK_HEAD.NORM`` (Detectron's ``mask_rcnn_fcn_head_v1up4convs_gn``).
 
-    (R, C, S, S) -> mask logits (R, NUM_CLASSES, 2S, 2S). Detectron's ``mask_rcnn_fcn_head_v1up4convs_gn``.
+    It has 3x3 convolutions with norm and ReLU, then a deconvolution with ReLU and a 1x1 convolution, both
+    without a norm. The head maps (R, C, S, S) to mask logits (R, NUM_CLASSES, 2S, 2S).
     """
 
     @classmethod
@@ -59,12 +61,12 @@ class MaskRCNNConvUpsampleGNHead(MaskRCNNConvUpsampleHead):
         super().__init__(*args, **kwargs)
         check_groups(self, "roi_heads.mask_head")
         if weight_standardization:
-            standardise_convs(self)
+            standardize_convs(self)
 
 
 @ROI_HEADS_REGISTRY.register()
 class Res5GNROIHeads(Res5ROIHeads):
-    """The C4 model's head: ResNet's conv5 on each RoI, with ``MODEL.RESNETS.NORM`` (Section 4.2, Table 4)."""
+    """Head of C4 models: conv5 of a ResNet with ``MODEL.RESNETS.NORM`` (Section 4.2, Table 4)."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -72,7 +74,7 @@ class Res5GNROIHeads(Res5ROIHeads):
         if cfg.MODEL.GN.ZERO_INIT_RESIDUAL:
             zero_init_residual(ret["res5"])
         if cfg.MODEL.GN.WEIGHT_STANDARDIZATION:
-            standardise_convs(ret["res5"])
+            standardize_convs(ret["res5"])
         return ret
 
     def __init__(self, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""GN with what follows it in a detector (residual sum, ReLU) as one operation. Models call it by ``blocks.fuse``."""
+"""Group normalization, residual sum and ReLU as one operation (``acceleration.fuse`` applies it)."""
 
 from .function import group_norm  # noqa: F401
 from .module import FusedGroupNorm  # noqa: F401

@@ -1,4 +1,4 @@
-"""``nn.GroupNorm`` with what follows it."""
+"""``nn.GroupNorm`` that also adds a residual and applies a ReLU, as one operation."""
 
 import torch
 from torch import nn
@@ -7,10 +7,14 @@ from . import function
 
 
 class FusedGroupNorm(nn.GroupNorm):
-    """act(GN(x) + residual): an ``nn.GroupNorm`` for type checks and state dicts, with ``activation`` None or "relu".
+    """Compute act(GN(x) + residual). It is an ``nn.GroupNorm``, also in its state dict.
+
+    Args:
+        args, kwargs: the arguments of ``nn.GroupNorm``.
+        activation: None or "relu".
 
     Raises:
-        ValueError: as ``nn.GroupNorm``, and for an unknown activation.
+        ValueError: the activation is unknown, or ``nn.GroupNorm`` refuses its arguments.
     """
 
     activation: str | None = None
@@ -18,17 +22,25 @@ class FusedGroupNorm(nn.GroupNorm):
     def __init__(self, *args, activation: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         if activation not in function.ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}; it has to be None or 'relu'.")
+            raise ValueError(f"activation is {activation!r}; it must be None or 'relu'.")
         self.activation = activation
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """``(N, C, *)`` -> the same, in x's dtype and memory format; N may be 0. See :func:`gn_det.ops.group_norm`."""
+        """Normalize x, add the residual and apply the activation (:func:`gn_det.ops.group_norm`).
+
+        Args:
+            x: ``(N, C, *)``; N may be 0.
+            residual: a tensor of the shape of x.
+
+        Returns:
+            ``(N, C, *)`` in the dtype and memory format of x.
+        """
         if torch.jit.is_scripting():
             y = torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
             if residual is not None:
                 y = y + residual
             return y if self.activation is None else torch.relu(y)
-        else:  # not compiled by TorchScript, so it has to be in an else
+        else:  # an explicit else, so that TorchScript does not compile it
             return function.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, residual, self.activation)
 
     def extra_repr(self) -> str:

@@ -1,13 +1,16 @@
-"""The operation by PyTorch's own kernels: on the CPU, and wherever Triton does not run.
+"""Group norm with residual and ReLU, by PyTorch's own kernels.
 
-Its functions and those of ``fused.py`` are called alike, and what the forward of one keeps the backward of the other takes.
+This implementation runs on the CPU, and wherever Triton does not run. ``fused.py`` has functions with
+the same signatures. The backward function of either module accepts what the forward function of the
+other one saved.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-# The ReLU's mask is read from the output, which the next layer keeps anyway: to compute it again costs as much as the norm.
+# Save the output for the ReLU's mask. The next layer keeps the output anyway, and computing the mask
+# from x again would cost as much as the norm.
 SAVES_OUTPUT = True
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -21,9 +24,20 @@ def forward(
     eps: float,
     relu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x (N, C, *) -> y in x's dtype and memory format, and mean and 1 / sqrt(var + eps), (N, G) in float32."""
+    """Normalize x, then add the residual and apply the ReLU.
+
+    Args:
+        x: ``(N, C, *)``, contiguous or channels_last.
+        residual: ``(N, C, *)`` in the memory format of x.
+        weight, bias: (C,).
+
+    Returns:
+        y: ``(N, C, *)`` in the dtype and memory format of x.
+        mean: (N, G) in float32.
+        rstd: 1 / sqrt(var + eps), (N, G) in float32.
+    """
     weight, bias = _affine(x, weight, bias)
-    y, mean, rstd = torch.native_group_norm(_input(x), weight, bias, *_sizes(x), groups, eps)
+    y, mean, rstd = torch.native_group_norm(_kernel_input(x), weight, bias, *_sizes(x), groups, eps)
     y = y.to(x.dtype)
     if residual is not None:
         y.add_(residual)
@@ -42,46 +56,56 @@ def backward(
     relu: bool,
     needs: Sequence[bool],
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of x, residual, weight and bias, each None where ``needs`` says so.
+    """Return the gradients of x, residual, weight and bias.
 
     Args:
-        dy: in x's memory format.
-        y: the output; None where the ReLU's mask has to be computed from x, or there is none.
+        dy: the gradient of the output, ``(N, C, *)`` in the memory format of x.
+        y: the output. None if there is no ReLU, or if its mask is to be computed from x.
+        mean, rstd: as returned by :func:`forward`.
+        needs: for each of the four gradients, whether it is computed; the others are None.
     """
     dy = dy.to(x.dtype)
     if relu:
-        y = _normalised(x, mean, rstd, weight, bias) if y is None else y
+        y = _relu_input(x, mean, rstd, weight, bias) if y is None else y
         dy = torch.ops.aten.threshold_backward(dy, y, 0)
-    wide, _ = _affine(x, weight, bias)
+    weight, _ = _affine(x, weight, bias)
     mask = [needs[0], needs[2], needs[3]]
     dx, dweight, dbias = torch.ops.aten.native_group_norm_backward(
-        _input(dy), _input(x), mean, rstd, wide, *_sizes(x), groups, mask
+        _kernel_input(dy), _kernel_input(x), mean, rstd, weight, *_sizes(x), groups, mask
     )
     return dx.to(x.dtype) if needs[0] else None, dy if needs[1] else None, dweight, dbias
 
 
-def _input(x: torch.Tensor) -> torch.Tensor:
-    """x, in float32 but on the CPU: only its kernels take a half type with a float32 affine, and keep such statistics."""
+def _kernel_input(x: torch.Tensor) -> torch.Tensor:
+    """Return x, converted from half precision to float32 unless it is on the CPU.
+
+    Only PyTorch's CPU kernels accept a half-precision x with a float32 weight, and then compute
+    float32 statistics.
+    """
     return x.float() if x.dtype in _HALF and x.device.type != "cpu" else x
 
 
 def _affine(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None):
-    """Scale and shift in float32. Without a scale, the statistics of a half x would be kept in half."""
+    """Return weight and bias in float32, or in float64 if x is float64.
+
+    If x is half precision, a missing weight becomes ones: without a weight, PyTorch's kernels would
+    compute half-precision statistics.
+    """
     if x.dtype in _HALF:
         weight = x.new_ones(x.shape[1]) if weight is None else weight
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return tuple(None if tensor is None else tensor.to(wide) for tensor in (weight, bias))
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in (weight, bias))
 
 
 def _sizes(x: torch.Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], x.shape[2:].numel()
 
 
-def _normalised(x, mean, rstd, weight, bias) -> torch.Tensor:
-    """What the ReLU was given, from the statistics."""
+def _relu_input(x, mean, rstd, weight, bias) -> torch.Tensor:
+    """Compute the input of the ReLU again, for a layer without a residual."""
     shape = (1, x.shape[1]) + (1,) * (x.dim() - 2)
-    width = x.shape[1] // mean.shape[1]
-    mean, rstd = (s.repeat_interleave(width, 1).view(-1, *shape[1:]) for s in (mean, rstd))
+    group_width = x.shape[1] // mean.shape[1]
+    mean, rstd = (s.repeat_interleave(group_width, 1).view(-1, *shape[1:]) for s in (mean, rstd))
     y = (x - mean) * rstd
     if weight is not None:
         y = y * weight.view(shape)

@@ -1,4 +1,4 @@
-"""The operation as PyTorch's own ones, one after the other: what everything is tested against, and what tracers see."""
+"""Group norm with residual and ReLU as separate PyTorch operations, for tests, tracers and exporters."""
 
 import torch
 
@@ -12,16 +12,23 @@ def group_norm(
     residual: torch.Tensor | None = None,
     activation: str | None = None,
 ) -> torch.Tensor:
-    """(N, C, *) -> the same, in x's dtype; computed in float32 where that is a half one. Autograd does the backward."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    y = torch.group_norm(_as(x, wide), groups, _as(weight, wide), _as(bias, wide), eps)
+    """Compute act(GN(x) * weight + bias + residual); autograd computes the gradients.
+
+    Args:
+        x: ``(N, C, *)``.
+
+    Returns:
+        ``(N, C, *)`` in the dtype of x. Half-precision inputs are computed in float32.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    y = torch.group_norm(_convert(x, dtype), groups, _convert(weight, dtype), _convert(bias, dtype), eps)
     if residual is not None:
         y = y + residual
     if activation == "relu":
         y = torch.relu(y)
-    return _as(y, x.dtype)
+    return _convert(y, x.dtype)
 
 
-def _as(tensor, dtype: torch.dtype):
-    """The tensor in ``dtype``. A trace does not show a conversion where there is none."""
+def _convert(tensor, dtype: torch.dtype):
+    """Return the tensor in ``dtype``. If it already has that dtype, a trace shows no conversion."""
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)

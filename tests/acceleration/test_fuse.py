@@ -1,4 +1,4 @@
-"""Fused models against the same models unfused: outputs, gradients, and all that looks at modules."""
+"""Fused models compared with unfused ones: outputs, gradients, and code that inspects modules."""
 
 import copy
 import pickle
@@ -7,18 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
+from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from detectron2.utils.analysis import FlopCountAnalysis
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from gn_det.acceleration.fuse import FusedBottleneckBlock, FusedConv2d, fuse
-from gn_det.cost.memory import training_step
+from gn_det.cost.memory import training_memory
 from gn_det.cost.parts import RCNNParts
 from gn_det.modeling.norm import norm_name
 from gn_det.ops import FusedGroupNorm, native
 from gn_det.training.solver import build_optimizer
-from gn_det.training.trainer import build_model
 
 BLOCKS = {
     "stem": lambda: BasicStem(in_channels=8, out_channels=32, norm="GN"),
@@ -33,7 +33,7 @@ BLOCKS = {
 
 
 def perturb(module: nn.Module) -> None:
-    """Scales off 1 and shifts off 0."""
+    """Change scales from 1 and shifts from 0."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.dim() == 1:
@@ -41,7 +41,7 @@ def perturb(module: nn.Module) -> None:
 
 
 def pair(name: str) -> tuple[nn.Module, nn.Module, torch.Tensor]:
-    """A block, the same fused, and an input."""
+    """Return a block, a fused copy of it, and an input."""
     block = BLOCKS[name]()
     perturb(block)
     fused = copy.deepcopy(block)
@@ -52,21 +52,21 @@ def pair(name: str) -> tuple[nn.Module, nn.Module, torch.Tensor]:
 
 @pytest.fixture
 def calls(monkeypatch) -> list[tuple[bool, bool]]:
-    """(with a residual, with a ReLU) of each call of the operation."""
-    made = []
+    """Return a list that collects (with a residual, with a ReLU) for each call of the operation."""
+    recorded = []
     forward = native.forward
 
     def record(*args):
-        made.append((args[1] is not None, args[6]))
+        recorded.append((args[1] is not None, args[6]))
         return forward(*args)
 
     monkeypatch.setattr(native, "forward", record)
-    return made
+    return recorded
 
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_does_the_same_in_fewer_operations(name, last, calls):
+def test_fused_block_matches_unfused_in_fewer_operations(name, last, calls):
     block, fused, x = pair(name)
     x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format).requires_grad_()
     results = []
@@ -76,14 +76,14 @@ def test_a_block_does_the_same_in_fewer_operations(name, last, calls):
         results.append([y, *torch.autograd.grad(y, [x, *module.parameters()], dy)])
     for a, b in zip(*results, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
-    wanted = {"stem": 1, "head": 1, "functional": 1, "lateral": 0}.get(name, 2 if "basic" in name else 3)
-    assert sum(relu for _, relu in calls) == wanted
+    expected_relus = {"stem": 1, "head": 1, "functional": 1, "lateral": 0}.get(name, 2 if "basic" in name else 3)
+    assert sum(relu for _, relu in calls) == expected_relus
     assert sum(residual for residual, _ in calls) == int(name.startswith("b"))
-    kinds = {type(node).__name__ for node in _graph(results[1][0].grad_fn)}
+    kinds = {type(node).__name__ for node in _autograd_nodes(results[1][0].grad_fn)}
     assert "_GroupNormBackward" in kinds and not kinds & {"ReluBackward0", "AddBackward0"}
 
 
-def _graph(node) -> set:
+def _autograd_nodes(node) -> set:
     found, new = set(), [node]
     while new:
         node = new.pop()
@@ -94,7 +94,7 @@ def _graph(node) -> set:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_memory_format_and_dtype_are_kept(name):
+def test_fused_block_keeps_memory_format_and_dtype(name):
     _, fused, x = pair(name)
     with torch.autocast("cpu", torch.bfloat16):
         y = fused(x.contiguous(memory_format=torch.channels_last))
@@ -103,7 +103,7 @@ def test_memory_format_and_dtype_are_kept(name):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
 @pytest.mark.parametrize("name", ["stem", "basic", "bottleneck", "head"])
-def test_copies_traces_and_scripts(name):
+def test_fused_block_can_be_copied_traced_and_scripted(name):
     block, fused, x = pair(name)
     want = block(x)
     for other in (
@@ -115,7 +115,7 @@ def test_copies_traces_and_scripts(name):
         torch.testing.assert_close(other(x), want)
 
 
-def test_a_compiled_block():
+def test_fused_block_can_be_compiled():
     block, fused, x = pair("bottleneck")
     compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), block(x))
@@ -131,7 +131,7 @@ def losses_and_gradients(model: nn.Module, batch: list[dict]) -> tuple[dict, dic
 
 
 @pytest.mark.parametrize(("config", "freeze_at"), [("quickstart_R18_FPN_gn_scratch", 0), ("mask_rcnn_R50_FPN_gn", 2)])
-def test_a_model_trains_and_predicts_the_same(config, freeze_at, tiny_cfg, batch, calls):
+def test_fused_model_matches_unfused(config, freeze_at, tiny_cfg, batch, calls):
     model = build_model(tiny_cfg(config, "MODEL.BACKBONE.FREEZE_AT", freeze_at))
     perturb(model)
     fused = copy.deepcopy(model)
@@ -164,14 +164,14 @@ def _seed() -> torch.Generator:
     return torch.Generator().manual_seed(2)
 
 
-def test_what_looks_at_modules_sees_the_same(tiny_cfg):
+def test_inspection_of_modules_gives_the_same_results(tiny_cfg):
     cfg = tiny_cfg("quickstart_R18_FPN_gn_scratch", "MODEL.FPN.NORM", "LN", "MODEL.ROI_MASK_HEAD.NORM", "IN")
     model = build_model(cfg)
     fused = copy.deepcopy(model)
     fuse(fused)
     modules = dict(fused.named_modules())
     for name, a in model.named_modules():
-        if name not in modules:  # it is in the norm now
+        if name not in modules:  # the norm contains it now
             assert name.endswith(".activation")
         elif isinstance(a, nn.GroupNorm):
             assert isinstance(modules[name], nn.GroupNorm) and norm_name(modules[name]) == norm_name(a), name
@@ -186,18 +186,18 @@ def test_what_looks_at_modules_sees_the_same(tiny_cfg):
         counted = FlopCountAnalysis(RCNNParts(each, 1, 1).eval(), torch.zeros(1, 3, 64, 64))
         counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         flops.append((counted.by_operator(), counted.unsupported_ops()))
-        memory.append(training_step(RCNNParts(each.to("meta"), 4, 2), (1, 3, 64, 64))["kept"].total())
+        memory.append(training_memory(RCNNParts(each.to("meta"), 4, 2), (1, 3, 64, 64))["kept"].total())
     assert flops[0] == flops[1] and flops[0][0]["group_norm"]
     assert memory[1] <= memory[0]
 
 
-def test_what_is_not_a_gn_stays():
+def test_block_with_bn_is_unchanged():
     block = BottleneckBlock(8, 64, bottleneck_channels=32, norm="BN")
     assert fuse(block) == 0 and type(block) is BottleneckBlock
 
 
 @pytest.mark.parametrize(("changed", "norms"), [({"norm": nn.BatchNorm2d(32)}, 2), ({"activation": nn.GELU()}, 3)])
-def test_a_block_that_was_changed_stays(changed, norms):
+def test_modified_block_is_not_fused(changed, norms):
     block = BottleneckBlock(64, 64, bottleneck_channels=32, norm="GN")
     for name, module in changed.items():
         setattr(block.conv2, name, module)
@@ -206,29 +206,29 @@ def test_a_block_that_was_changed_stays(changed, norms):
     torch.testing.assert_close(block(x), want(x))
 
 
-class OwnBlock(BottleneckBlock):
+class CustomBlock(BottleneckBlock):
     def forward(self, x):
         return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
 
 
-class OwnNorm(nn.GroupNorm):
+class CustomNorm(nn.GroupNorm):
     def forward(self, x):
         return 2 * super().forward(x)
 
 
-def test_code_of_others_stays():
-    """Its norms are the operation, without what follows them."""
-    block = OwnBlock(64, 64, bottleneck_channels=32, norm="GN")
-    own = Conv2d(8, 32, 1, norm=OwnNorm(4, 32), activation=F.relu)
+def test_custom_classes_are_not_fused():
+    """Only their nn.GroupNorm layers become FusedGroupNorm, without ReLU or residual."""
+    block = CustomBlock(64, 64, bottleneck_channels=32, norm="GN")
+    custom_norm = Conv2d(8, 32, 1, norm=CustomNorm(4, 32), activation=F.relu)
     gelu = Conv2d(8, 32, 1, norm=nn.GroupNorm(4, 32), activation=nn.GELU())
-    for module, changed in ((block, 3), (own, 0), (gelu, 1)):
+    for module, changed in ((block, 3), (custom_norm, 0), (gelu, 1)):
         want, x = copy.deepcopy(module), torch.randn(2, module.in_channels, 5, 5)
         assert fuse(module) == changed and type(module) is type(want)
         torch.testing.assert_close(module(x), want(x))
     assert gelu.activation is not None and isinstance(gelu.norm, FusedGroupNorm)
 
 
-def test_a_norm_of_two_convolutions_keeps_to_itself():
+def test_norm_shared_by_two_convolutions_is_not_fused():
     norm = nn.GroupNorm(4, 32)
     both = nn.Sequential(Conv2d(8, 32, 1, norm=norm, activation=nn.ReLU()), Conv2d(32, 32, 1, norm=norm))
     want, x = copy.deepcopy(both), torch.randn(2, 8, 5, 5)
@@ -237,7 +237,7 @@ def test_a_norm_of_two_convolutions_keeps_to_itself():
     assert (both(x) < 0).any()
 
 
-def test_hooks_stay():
+def test_forward_hooks_still_run():
     _, fused, x = pair("bottleneck")
     assert type(fused) is FusedBottleneckBlock and type(fused.conv3) is FusedConv2d
     seen = []

@@ -1,3 +1,5 @@
+"""Registration of data sets in COCO format: accepted files, cleaned copies, and refused files."""
+
 import copy
 import json
 
@@ -19,7 +21,7 @@ GOOD = {
 
 @pytest.fixture
 def register(tmp_path):
-    """register(data) -> facts; ``data`` is a dict, or the text of the file."""
+    """A function that registers ``data``, a dict or the text of the JSON file, and returns its facts."""
     Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
 
     def call(data):
@@ -33,7 +35,7 @@ def register(tmp_path):
 
 
 def changed(path: str, value) -> dict:
-    """GOOD with the value at a path like ``annotations.0.bbox`` replaced, or removed where it is ``...``."""
+    """Return GOOD with another value at a path like ``annotations.0.bbox``; ``...`` removes the key."""
     data = copy.deepcopy(GOOD)
     *path, last = (int(part) if part.isdigit() else part for part in path.split("."))
     node = data
@@ -46,7 +48,7 @@ def changed(path: str, value) -> dict:
     return data
 
 
-def test_good_json_is_registered_with_its_classes_in_the_order_of_their_ids(register):
+def test_classes_are_registered_in_the_order_of_their_ids(register):
     facts = register(GOOD)
     assert facts == {"classes": ["fig", "pear"], "images": 1, "objects": 1, "masks": True, "rle": False}
     assert MetadataCatalog.get("test_own_data").thing_classes == ["fig", "pear"]
@@ -54,16 +56,16 @@ def test_good_json_is_registered_with_its_classes_in_the_order_of_their_ids(regi
     assert row["annotations"][0]["category_id"] == 0 and row["annotations"][0]["bbox"] == [2, 3, 10, 10]
 
 
-def test_clean_copy_has_what_the_coco_api_takes_for_granted(register, tmp_path):
+def test_clean_copy_has_the_fields_that_the_coco_api_requires(register, tmp_path):
     register(GOOD)
     clean = json.loads((tmp_path / "clean" / "out.json").read_text())
     annotation = clean["annotations"][0]
     assert clean["info"] == {} and annotation["iscrowd"] == 0 and annotation["area"] == 100
-    assert annotation["id"] == 1  # an object of id 0 would count as never found
+    assert annotation["id"] == 1  # the COCO API counts an object with id 0 as never detected
     assert json.loads((tmp_path / "in.json").read_text()) == GOOD
 
 
-def test_run_length_masks_and_crowds_are_told(register):
+def test_facts_report_run_length_masks_and_leave_out_crowds(register):
     rle = {"size": [32, 48], "counts": [0, 32 * 48]}
     assert register(changed("annotations.0.segmentation", rle))["rle"]
     crowd = changed("annotations.0.segmentation", rle)
@@ -72,35 +74,35 @@ def test_run_length_masks_and_crowds_are_told(register):
     assert facts["objects"] == 0 and not facts["rle"]
 
 
-def test_boxes_without_masks_are_no_problem_of_the_json(register):
+def test_boxes_without_masks_are_accepted(register):
     facts = register(changed("annotations.0.segmentation", ...))
     assert facts["objects"] == 1 and not facts["masks"]
 
 
-def test_an_image_that_exif_turns_has_its_turned_size(register, tmp_path):
+def test_size_of_an_image_with_exif_rotation_is_that_of_the_rotated_image(register, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (32, 48)).save(tmp_path / "turned.jpg", exif=exif)
-    assert register(changed("images.0.file_name", "turned.jpg"))["images"] == 1
+    Image.new("RGB", (32, 48)).save(tmp_path / "rotated.jpg", exif=exif)
+    assert register(changed("images.0.file_name", "rotated.jpg"))["images"] == 1
 
 
 @pytest.mark.parametrize(
-    ("image", "orientation", "said"),
+    ("image", "orientation", "problem"),
     [
-        (Image.new("I;16", (48, 32)), 1, "has more than 8 bits a channel"),
-        (Image.new("F", (48, 32)), 1, "has more than 8 bits a channel"),
+        (Image.new("I;16", (48, 32)), 1, "has more than 8 bits per channel"),
+        (Image.new("F", (48, 32)), 1, "has more than 8 bits per channel"),
         (Image.new("RGB", (48, 32)), 3, "a TIFF with an EXIF orientation, which detectron2 applies twice"),
     ],
 )
-def test_an_image_that_detectron2_misreads(register, tmp_path, image, orientation, said):
+def test_images_that_detectron2_misreads_are_refused(register, tmp_path, image, orientation, problem):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image.save(tmp_path / "odd.tif", exif=exif)
-    with pytest.raises(GNDetError, match=said):
+    with pytest.raises(GNDetError, match=problem):
         register(changed("images.0.file_name", "odd.tif"))
 
 
-def test_no_annotations_is_an_ordinary_data_set(register):
+def test_data_without_annotations_are_accepted(register):
     assert register(changed("annotations", []))["objects"] == 0
 
 
@@ -118,13 +120,13 @@ BAD = {
     "image without height": (changed("images.0.height", ...), "image 0 has no height and width"),
     "image of width 0": (changed("images.0.width", 0), "image 0 has no height and width"),
     "no image in the file": (changed("images.0.file_name", "in.json"), "cannot be read as an image"),
-    "image of another size": (changed("images.0.width", 50), "has 48 x 32 pixels, and not 50 x 32"),
-    "missing image": (changed("images.0.file_name", "b.png"), "b.png is not there"),
-    "image outside": (changed("images.0.file_name", "../a.png"), "leads out of"),
-    "absolute image": (changed("images.0.file_name", "/etc/passwd"), "leads out of"),
-    "image by URL": (changed("images.0.file_name", "http://example.com/a.png"), "leads out of"),
-    "unknown image id": (changed("annotations.0.image_id", 5), "annotation 0 is for image_id 5"),
-    "image id of a list": (changed("annotations.0.image_id", [0]), "annotation 0 is for image_id [0]"),
+    "image of another size": (changed("images.0.width", 50), "has 48 x 32 pixels, but the JSON declares 50 x 32"),
+    "missing image": (changed("images.0.file_name", "b.png"), "b.png does not exist"),
+    "image outside": (changed("images.0.file_name", "../a.png"), "points outside"),
+    "absolute image": (changed("images.0.file_name", "/etc/passwd"), "points outside"),
+    "image by URL": (changed("images.0.file_name", "http://example.com/a.png"), "points outside"),
+    "unknown image id": (changed("annotations.0.image_id", 5), "annotation 0 has image_id 5"),
+    "image id of a list": (changed("annotations.0.image_id", [0]), "annotation 0 has image_id [0]"),
     "unknown category id": (changed("annotations.0.category_id", 1), "annotation 0 has category_id 1"),
     "no box": (changed("annotations.0.bbox", ...), "bbox None"),
     "box of three": (changed("annotations.0.bbox", [1, 2, 3]), "bbox [1, 2, 3]"),
@@ -140,7 +142,7 @@ BAD = {
         changed(
             "annotations", [*GOOD["annotations"], {"id": 3, "image_id": 0, "category_id": 7, "bbox": [1, 1, 2, 2]}]
         ),
-        "annotation 3 has no segmentation, while others have one",
+        "annotation 3 has no segmentation, but other annotations have one",
     ),
 }
 
@@ -154,23 +156,23 @@ def test_bad_json_is_refused_in_one_sentence(register, name, tmp_path):
     assert "test_own_data" not in DatasetCatalog and not (tmp_path / "clean").exists()
 
 
-def test_detectron2_would_have_taken_some_of_them_silently(tmp_path):
-    """The reason for the checks: stock detectron2 loses one of two images with the same id without a word."""
+def test_stock_detectron2_accepts_duplicate_image_ids_silently(tmp_path):
+    """A reason for the checks: stock detectron2 drops one of two images with the same id without a warning."""
     data = changed("images", [GOOD["images"][0], {**GOOD["images"][0], "file_name": "b.png"}])
     (tmp_path / "x.json").write_text(json.dumps(data))
     rows = load_coco_json(str(tmp_path / "x.json"), str(tmp_path))
     assert {row["file_name"][-5:] for row in rows} == {"b.png"}
 
 
-def test_many_problems_are_counted(register):
+def test_problems_after_the_first_five_are_counted(register):
     data = changed("annotations", [{"id": n, "image_id": 0, "category_id": 1, **SQUARE} for n in range(8)])
     with pytest.raises(GNDetError, match="has 8 problems: .*; and 3 more"):
         register(data)
 
 
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(GNDetError, match="is not there"):
+def test_missing_annotation_file_and_image_folder_are_refused(tmp_path):
+    with pytest.raises(GNDetError, match="annotation file .*no.json does not exist"):
         register_coco_json("x", tmp_path / "no.json", tmp_path, tmp_path / "c.json")
     (tmp_path / "a.json").write_text(json.dumps(GOOD))
-    with pytest.raises(GNDetError, match="image folder .* is not there"):
+    with pytest.raises(GNDetError, match="image folder .* does not exist"):
         register_coco_json("x", tmp_path / "a.json", tmp_path / "nowhere", tmp_path / "c.json")

@@ -1,4 +1,4 @@
-"""The sample data set: its bytes, its annotations against what is drawn, and what becomes of the folder."""
+"""The sample data set: its annotations, reproducible files, and the writing of its folder."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from gn_det.data import shapes
 from gn_det.errors import GNDetError
 
-# pycocotools 2.0.11 with NumPy 2.
+# The warning comes from pycocotools 2.0.11 with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 COUNTS = {"train": 60, "val": 10}
@@ -37,7 +37,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def redraw(split: str, index: int, seed: int = 0, size: int = 192):
-    """The image and the visible masks that annotations are made from."""
+    """Return the image and the (class index, visible mask) of its objects, as the annotations are made from them."""
     return shapes.draw(np.random.default_rng([seed, shapes.SPLITS.index(split), index]), (size, size))
 
 
@@ -48,9 +48,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def every_object(data):
-    """(COCO annotation, COCO, true class index, true visible mask) of every object in both splits."""
-    found = []
+def all_objects(data):
+    """(COCO annotation, COCO, true class index, true visible mask) of each object in both splits."""
+    result = []
     for split, (json_file, _) in data.items():
         coco = load(json_file)
         for image_id in coco.getImgIds():
@@ -58,13 +58,13 @@ def every_object(data):
             annotations = coco.loadAnns(coco.getAnnIds(image_id))
             assert len(annotations) == len(objects)
             for annotation, (class_index, mask) in zip(annotations, objects, strict=True):
-                found.append((annotation, coco, class_index, mask))
-    return found
+                result.append((annotation, coco, class_index, mask))
+    return result
 
 
-def test_annotations_agree_with_the_visible_pixels(every_object):
-    assert len(every_object) > 150
-    for annotation, coco, class_index, mask in every_object:
+def test_annotations_agree_with_the_visible_pixels(all_objects):
+    assert len(all_objects) > 150
+    for annotation, coco, class_index, mask in all_objects:
         rows, columns = np.nonzero(mask)
         x, y, width, height = annotation["bbox"]
         assert (x, y) == (columns.min(), rows.min())
@@ -72,7 +72,7 @@ def test_annotations_agree_with_the_visible_pixels(every_object):
         assert annotation["area"] == mask.sum()
         assert annotation["iscrowd"] == 0
         assert coco.cats[annotation["category_id"]]["name"] == shapes.CLASSES[class_index]
-        assert iou(coco.annToMask(annotation).astype(bool), mask) == 1  # the outline is the pixels' own
+        assert iou(coco.annToMask(annotation).astype(bool), mask) == 1  # the polygons cover exactly the visible pixels
         assert all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in annotation["segmentation"])
 
 
@@ -90,14 +90,14 @@ def test_coco_fields(data):
                 assert (file.mode, file.size) == ("RGB", (image["width"], image["height"]))
 
 
-def test_files_hold_what_draw_draws(data):
+def test_image_files_contain_the_drawn_pixels(data):
     for split, (_, image_dir) in data.items():
         for index in (0, COUNTS[split] - 1):
             written = np.asarray(Image.open(image_dir / f"{index + 1:06d}.png"))
             np.testing.assert_array_equal(written, redraw(split, index)[0])
 
 
-def test_masks_of_an_image_are_disjoint_and_some_are_occluded():
+def test_masks_are_disjoint_and_some_objects_occluded():
     occluded = 0
     for index in range(40):
         _, objects = redraw("train", index)
@@ -111,10 +111,10 @@ def test_masks_of_an_image_are_disjoint_and_some_are_occluded():
     assert occluded >= 10
 
 
-def test_masks_lie_where_the_objects_are_seen():
-    """Colours change across a mask's border, and less so across the same border moved by two pixels."""
+def test_mask_borders_coincide_with_color_edges():
+    """Colors change more across the border of a mask than across the same border shifted by two pixels."""
 
-    def change(image: np.ndarray, mask: np.ndarray) -> float:
+    def color_change(image: np.ndarray, mask: np.ndarray) -> float:
         border = mask[:, 1:] != mask[:, :-1]
         return np.abs(np.diff(image.astype(float), axis=1)).sum(axis=2)[border].mean()
 
@@ -122,17 +122,17 @@ def test_masks_lie_where_the_objects_are_seen():
     for index in range(20):
         image, objects = redraw("train", index)
         for _, mask in objects:
-            at_border.append(change(image, mask))
+            at_border.append(color_change(image, mask))
             for shift, changes in beside.items():
-                changes.append(change(image, np.roll(mask, shift, axis=1)))
+                changes.append(color_change(image, np.roll(mask, shift, axis=1)))
     left, right = (np.mean(changes) for changes in beside.values())
     assert np.mean(at_border) > 1.5 * max(left, right)
-    assert left == pytest.approx(right, rel=0.25)  # no half a pixel to one side
+    assert left == pytest.approx(right, rel=0.25)  # so the masks are not shifted by half a pixel
 
 
-def test_all_sizes_classes_and_images_without_objects_occur(data, every_object):
+def test_all_sizes_classes_and_images_without_objects_occur(data, all_objects):
     areas, classes = [], Counter()
-    for annotation, *_ in every_object:
+    for annotation, *_ in all_objects:
         areas.append(annotation["area"])
         classes[annotation["category_id"]] += 1
     small, large = np.mean(np.array(areas) < 32**2), np.mean(np.array(areas) >= 96**2)
@@ -146,7 +146,7 @@ def test_all_sizes_classes_and_images_without_objects_occur(data, every_object):
     assert max(per_image) >= 7
 
 
-def test_the_most_objects_can_be_set():
+def test_max_objects_limits_the_number_of_objects():
     counts = {len(shapes.draw(np.random.default_rng(i), (64, 80), max_objects=2)[1]) for i in range(30)}
     assert 2 in counts and counts <= {0, 1, 2}
     assert shapes.draw(np.random.default_rng(0), (64, 80))[0].shape == (64, 80, 3)
@@ -154,7 +154,7 @@ def test_the_most_objects_can_be_set():
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_polygons_are_exact_for_any_mask(share):
-    """Noise has what occlusion can make at worst: holes within holes, specks, pixels that touch at a corner."""
+    """Noise has the hardest cases: holes in holes, single pixels, and pixels that touch at a corner."""
     rng = np.random.default_rng(0)
     for _ in range(20):
         mask = rng.random((17, 23)) < share
@@ -162,7 +162,7 @@ def test_polygons_are_exact_for_any_mask(share):
         np.testing.assert_array_equal(coco_mask.decode(coco_mask.merge(polygons)), mask)
 
 
-def test_a_hole_is_cut_open():
+def test_region_with_a_hole_becomes_two_polygons():
     mask = np.ones((20, 20), dtype=bool)
     mask[5:9, 6:12] = False
     polygons = shapes._polygons(mask)
@@ -170,7 +170,7 @@ def test_a_hole_is_cut_open():
     assert sum(abs(shapes._area(np.reshape(p, (-1, 2)))) for p in polygons) == pytest.approx(mask.sum(), abs=2)
 
 
-def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
+def test_seed_determines_all_bytes(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         shapes.generate(tmp_path / name, seed=seed, **SMALL)
     a, b, c = (content(tmp_path / name) for name in "abc")
@@ -184,7 +184,7 @@ def test_no_image_occurs_twice(data):
     assert len(set(images)) == len(images) == sum(COUNTS.values())
 
 
-def test_fewer_images_are_the_first_of_more(tmp_path):
+def test_smaller_data_set_has_the_first_images_of_a_larger_one(tmp_path):
     few = shapes.generate(tmp_path / "few", num_train=3, num_val=2, size=64)
     more = shapes.generate(tmp_path / "more", num_train=6, num_val=2, size=64)
     few_images, more_images = content(few["train"][1]), content(more["train"][1])
@@ -195,7 +195,7 @@ def test_fewer_images_are_the_first_of_more(tmp_path):
     assert content(few["val"][1]) == content(more["val"][1])
 
 
-def test_rle_says_the_same_masks(tmp_path):
+def test_rle_and_polygons_give_the_same_masks(tmp_path):
     files = {s: shapes.generate(tmp_path / s, segmentation=s, **SMALL) for s in ("rle", "polygon")}
     assert content(files["rle"]["train"][1]) == content(files["polygon"]["train"][1])
     rle, polygon = (load(files[s]["train"][0]) for s in ("rle", "polygon"))
@@ -205,13 +205,14 @@ def test_rle_says_the_same_masks(tmp_path):
         np.testing.assert_array_equal(rle.annToMask(annotation), polygon.annToMask(polygon.anns[key]))
 
 
-def test_detectron2_reads_it(data):
+def test_detectron2_reads_all_images_and_objects(data):
     from detectron2.data.datasets.coco import load_coco_json
 
     json_file, image_dir = data["val"]
     records = load_coco_json(str(json_file), str(image_dir))
     assert len(records) == COUNTS["val"]
-    assert sum(len(r["annotations"]) for r in records) == len(load(json_file).anns)  # drops what it finds invalid
+    # detectron2 drops annotations that it considers invalid.
+    assert sum(len(r["annotations"]) for r in records) == len(load(json_file).anns)
 
 
 def test_second_call_writes_nothing(tmp_path):
@@ -222,7 +223,8 @@ def test_second_call_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "s"]
 
 
-def refused(root: Path, **parameters) -> str:
+def generate_error(root: Path, **parameters) -> str:
+    """Assert that ``generate`` raises a GNDetError in one line, and return it."""
     with pytest.raises(GNDetError) as caught:
         shapes.generate(root, **(SMALL | parameters))
     message = str(caught.value)
@@ -230,24 +232,24 @@ def refused(root: Path, **parameters) -> str:
     return message
 
 
-def test_other_contents_are_refused_and_kept(tmp_path):
+def test_folder_with_other_content_is_refused_and_unchanged(tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("the only copy")
-    assert str(foreign) in refused(foreign)
-    assert str(foreign / "thesis.txt") in refused(foreign / "thesis.txt")
+    assert str(foreign) in generate_error(foreign)
+    assert str(foreign / "thesis.txt") in generate_error(foreign / "thesis.txt")
     assert content(foreign) == {"thesis.txt": b"the only copy"}
     assert list(tmp_path.iterdir()) == [foreign]
 
 
-def test_other_parameters_or_missing_files_are_refused_and_kept(tmp_path):
+def test_data_set_with_other_parameters_or_missing_files_is_refused_and_unchanged(tmp_path):
     files = shapes.generate(tmp_path / "s", **SMALL)
     before = content(tmp_path)
     for parameters in ({"seed": 1}, {"num_train": 5}, {"size": 65}, {"segmentation": "rle"}):
-        refused(tmp_path / "s", **parameters)
+        generate_error(tmp_path / "s", **parameters)
     assert content(tmp_path) == before
     next(files["val"][1].iterdir()).unlink()
-    refused(tmp_path / "s")
+    generate_error(tmp_path / "s")
 
 
 def test_an_empty_folder_is_filled_and_missing_parents_are_made(tmp_path):
@@ -258,27 +260,27 @@ def test_an_empty_folder_is_filled_and_missing_parents_are_made(tmp_path):
         assert len(content(image_dir)) == SMALL["num_train"]
 
 
-def test_a_run_that_dies_leaves_no_data_set(tmp_path, monkeypatch):
+def test_killed_run_leaves_no_data_set(tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    def die_at_val(folder, split, manifest, write=shapes._write_split):
+    def fail_at_val(folder, split, manifest, write=shapes._write_split):
         if split == "val":
             raise Killed
         return write(folder, split, manifest)
 
-    monkeypatch.setattr(shapes, "_write_split", die_at_val)
+    monkeypatch.setattr(shapes, "_write_split", fail_at_val)
     with pytest.raises(Killed):
         shapes.generate(tmp_path / "s", **SMALL)
     assert not (tmp_path / "s").exists()
     monkeypatch.undo()
-    (tmp_path / ".s-left" / "s" / "train").mkdir(parents=True)  # what a run leaves that could not clean up
+    (tmp_path / ".s-left" / "s" / "train").mkdir(parents=True)  # as left by a process that was killed
     (tmp_path / ".s-left" / "s" / "train" / "000001.png").write_bytes(b"half")
     files = shapes.generate(tmp_path / "s", **SMALL)
     assert all(len(content(image_dir)) > 1 for _, image_dir in files.values())
 
 
-def test_processes_at_once_make_one_data_set(tmp_path):
+def test_concurrent_processes_write_one_data_set(tmp_path):
     context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=shapes.generate, args=(tmp_path / "s",), kwargs=SMALL | {"num_train": 20})
@@ -294,9 +296,9 @@ def test_processes_at_once_make_one_data_set(tmp_path):
     assert content(tmp_path / "s") == content(tmp_path / "alone")
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    assert str(tmp_path / "file" / "s") in refused(tmp_path / "file" / "s")
+    assert str(tmp_path / "file" / "s") in generate_error(tmp_path / "file" / "s")
 
 
 @pytest.mark.parametrize(
@@ -304,5 +306,5 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 )
 def test_parameters_out_of_range_are_refused(tmp_path, parameters):
     name, value = next(iter(parameters.items()))
-    assert f"{name}={value!r}" in refused(tmp_path / "s", **parameters)
+    assert f"{name}={value!r}" in generate_error(tmp_path / "s", **parameters)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Where downloads lie, what is held against them, mirrors, and several processes."""
+"""The download cache: names, verification, full disks, concurrent processes and mirrors."""
 
 import contextlib
 import errno
@@ -18,32 +18,32 @@ from types import SimpleNamespace
 
 import pytest
 
-from gn_det.download.cache import beside
+from gn_det.download.cache import sidecar_path
 from gn_det.download.fetch import cache_path, fetch
-from helpers.faulty_server import BODY, PAGE, SHA, good, held, left, refused, status
+from helpers.faulty_server import BODY, PAGE, SHA, assert_fetch_fails, cached_files, serve_file, stalling, status
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-# What it is for
+# A first download
 
 
 def test_a_file_is_downloaded_once_and_recorded(server, cache):
     path = fetch(server.url, sha256=SHA[:8], size=len(BODY))
     assert path == cache_path(server.url) == cache / f"127.0.0.1~{server.server_address[1]}" / "GN" / "1" / "model.pkl"
-    assert path.read_bytes() == BODY and left(cache) == ["model.pkl", "model.pkl~.json"]
-    record = json.loads(beside(path, "json").read_text())
+    assert path.read_bytes() == BODY and cached_files(cache) == ["model.pkl", "model.pkl~.json"]
+    record = json.loads(sidecar_path(path, "json").read_text())
     assert (record["url"], record["size"], record["sha256"]) == (server.url, len(BODY), SHA) and record["date"]
     assert fetch(server.url) == path and len(server.requests) == 1
     assert server.requests[0][1]["Accept-Encoding"] == "identity" and "Range" not in server.requests[0][1]
 
 
-def test_the_log_says_what_came_from_where(server, caplog):
+def test_log_line_names_source_path_size_and_digest(server, caplog):
     with caplog.at_level(logging.INFO, "gn_det"):
         path = fetch(server.url)
     assert caplog.messages == [f"Fetched {server.url} to {path}: {len(BODY)} bytes, sha256 {SHA}."]
 
 
-# Names
+# Names in the cache
 
 BAD = """
 https://h/../x.pkl https://h/a/../../x.pkl https://h/a/%2e%2e/%2E%2E/x.pkl https://h/a/.%2e/x.pkl https://h/..%2f..%2fx.pkl
@@ -57,13 +57,13 @@ ftp://h/x.pkl https://h:0/x.pkl https://h:99999/x.pkl https://h:a/x.pkl https://
 @pytest.mark.parametrize(
     "url", [*BAD, "", "https://h/a\nb.pkl", "https://h/a b.pkl", "\x1bhttps://h/x.pkl", "https://h/\u202ex"]
 )
-def test_urls_that_leave_the_cache_or_name_no_file(url, cache):
-    sentence = refused(url)
+def test_urls_outside_the_cache_or_without_file_name_are_refused(url, cache):
+    sentence = assert_fetch_fails(url)
     assert sentence.isprintable() and "s3cret" not in sentence and not cache.exists()
 
 
 def test_a_long_url_is_refused():
-    refused("https://h/" + "a/" * 600 + "x.pkl", "too long")
+    assert_fetch_fails("https://h/" + "a/" * 600 + "x.pkl", "too long")
 
 
 def test_names_in_the_cache(cache):
@@ -94,16 +94,16 @@ def test_links_out_of_the_cache_are_refused(cache, tmp_path):
     (tmp_path / "outside").mkdir()
     cache.mkdir(parents=True)
     (cache / "h").symlink_to(tmp_path / "outside")
-    refused("https://h/x.pkl", "leads out of the cache", cache / "h" / "x.pkl")
+    assert_fetch_fails("https://h/x.pkl", "is outside the cache", cache / "h" / "x.pkl")
 
 
 def test_a_cache_that_is_itself_a_link_is_used(server, cache, tmp_path):
     (tmp_path / "big_disk").mkdir()
     cache.parent.symlink_to(tmp_path / "big_disk")
-    assert fetch(server.url).is_relative_to(cache) and left(tmp_path / "big_disk")
+    assert fetch(server.url).is_relative_to(cache) and cached_files(tmp_path / "big_disk")
 
 
-def test_where_the_cache_is(monkeypatch):
+def test_cache_folder_follows_the_environment(monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", "")
     monkeypatch.setenv("HOME", "/home/me")
     assert cache_path("https://h/x.pkl") == Path("/home/me/.torch/iopath_cache/gn_det/h/x.pkl")
@@ -111,7 +111,7 @@ def test_where_the_cache_is(monkeypatch):
     assert cache_path("https://h/x.pkl") == Path("/home/me/c/gn_det/h/x.pkl")
 
 
-# What lies in the cache
+# Verification of cached files
 
 
 def test_a_file_that_was_changed_is_refused_and_kept(server, cache):
@@ -120,44 +120,46 @@ def test_a_file_that_was_changed_is_refused_and_kept(server, cache):
     for data in (changed, BODY[:-9], b""):
         path.write_bytes(data)
         digest = hashlib.sha256(data).hexdigest()[:16]
-        refused(server.url, f"{path}, recorded on 20", digest, SHA[:16], len(data), len(BODY), "Remove the file")
+        assert_fetch_fails(
+            server.url, f"{path} (recorded on 20", digest, SHA[:16], len(data), len(BODY), "Remove the file"
+        )
         assert path.read_bytes() == data
     path.unlink()
     assert fetch(server.url).read_bytes() == BODY and len(server.requests) == 2
 
 
-def test_a_cached_file_is_held_against_what_is_known_now(server):
+def test_cached_file_is_verified_against_given_digest_and_size(server):
     path = fetch(server.url)
-    refused(server.url, path, SHA[:16], "abcdef", "Remove the file", sha256="abcdef")
-    refused(server.url, path, len(BODY), 5, size=5)
+    assert_fetch_fails(server.url, path, SHA[:16], "abcdef", "Remove the file", sha256="abcdef")
+    assert_fetch_fails(server.url, path, len(BODY), 5, size=5)
     assert fetch(server.url, sha256=SHA.upper(), size=len(BODY)) == path
 
 
-def test_the_first_digest_holds_where_none_is_published(server, cache):
+def test_first_digest_is_required_later_if_none_is_published(server, cache):
     path = fetch(server.url)
     path.unlink()
     server.file = pickle.dumps({"other": 1}, 2)
-    refused(server.url, SHA[:16], hashlib.sha256(server.file).hexdigest()[:16], beside(path, "json"))
-    assert left(cache) == ["model.pkl~.json"]
-    beside(path, "json").unlink()
+    assert_fetch_fails(server.url, SHA[:16], hashlib.sha256(server.file).hexdigest()[:16], sidecar_path(path, "json"))
+    assert cached_files(cache) == ["model.pkl~.json"]
+    sidecar_path(path, "json").unlink()
     assert fetch(server.url).read_bytes() == server.file
     path.unlink()
     server.file = BODY
-    assert fetch(server.url, sha256=SHA[:8]).read_bytes() == BODY  # what is published counts for more
+    assert fetch(server.url, sha256=SHA[:8]).read_bytes() == BODY  # a published digest overrides the record
 
 
-def test_a_file_put_there_by_hand(server, cache):
+def test_file_put_there_by_hand_is_checked_and_recorded(server, cache):
     path = cache_path(server.url)
     path.parent.mkdir(parents=True)
     path.write_bytes(PAGE)
-    refused(server.url, path, "is a web page", "Remove the file")
+    assert_fetch_fails(server.url, path, "is a web page", "Remove the file")
     path.write_bytes(BODY[:-100])
-    refused(server.url, path, "not whole", "Remove the file")
-    refused(server.url, path, "Remove the file", sha256=SHA)
-    assert left(cache) == ["model.pkl"]
+    assert_fetch_fails(server.url, path, "incomplete", "Remove the file")
+    assert_fetch_fails(server.url, path, "Remove the file", sha256=SHA)
+    assert cached_files(cache) == ["model.pkl"]
     path.write_bytes(BODY)
     assert fetch(server.url, sha256=SHA[:6]) == path and not server.requests
-    assert json.loads(beside(path, "json").read_text())["sha256"] == SHA
+    assert json.loads(sidecar_path(path, "json").read_text())["sha256"] == SHA
 
 
 WRONG = [{"size": "1"}, {"sha256": "ab"}, {"sha256": None}, {"date": 1}]
@@ -165,20 +167,20 @@ WRONG_RECORDS = [json.dumps({"size": 1, "sha256": SHA, "date": "2026"} | wrong) 
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, "\xff", *WRONG_RECORDS])
-def test_a_record_that_is_none(server, text):
+def test_invalid_record_is_refused(server, text):
     path = fetch(server.url)
-    beside(path, "json").write_text(text, encoding="latin1")
-    refused(server.url, beside(path, "json"), "remove it and model.pkl")
+    sidecar_path(path, "json").write_text(text, encoding="latin1")
+    assert_fetch_fails(server.url, sidecar_path(path, "json"), "remove it and model.pkl")
 
 
 @pytest.mark.parametrize("sha256", ["g" * 8, "a" * 65, "sha256:ab", " "])
-def test_a_digest_that_is_none(server, sha256):
-    refused(server.url, repr(sha256), "not a sha256", sha256=sha256)
+def test_invalid_digest_is_refused(server, sha256):
+    assert_fetch_fails(server.url, repr(sha256), "not a sha256", sha256=sha256)
 
 
 @contextlib.contextmanager
 def unprivileged():
-    """Not as root, who may write everywhere."""
+    """Drop root privileges, with which every folder is writable."""
     if os.geteuid() == 0:
         os.seteuid(65534)
         try:
@@ -189,7 +191,7 @@ def unprivileged():
         yield
 
 
-def test_a_cache_that_cannot_be_written(server, monkeypatch):
+def test_read_only_cache_is_used_but_not_extended(server, monkeypatch):
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setenv("FVCORE_CACHE", folder)
         path = cache_path(server.url)
@@ -200,46 +202,46 @@ def test_a_cache_that_cannot_be_written(server, monkeypatch):
             each.chmod(0o555)
         with unprivileged():
             assert fetch(server.url, sha256=SHA[:8]) == path and not server.requests
-            refused(f"{server.root}/other.pkl", "Permission denied", "$FVCORE_CACHE")
+            assert_fetch_fails(f"{server.root}/other.pkl", "Permission denied", "$FVCORE_CACHE")
         for each in folders:
             each.chmod(0o755)
-        assert left(Path(folder)) == ["model.pkl"]
+        assert cached_files(Path(folder)) == ["model.pkl"]
 
 
 # The disk
 
 
-def test_a_full_disk_leaves_no_part(server, cache, monkeypatch):
+def test_full_disk_leaves_no_partial_file(server, cache, monkeypatch):
     def full(file) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    refused(server.url, cache_path(server.url), "No space left on device", "$FVCORE_CACHE")
-    assert left(cache) == []
+    assert_fetch_fails(server.url, cache_path(server.url), "No space left on device", "$FVCORE_CACHE")
+    assert cached_files(cache) == []
 
 
-def test_a_limit_on_files_leaves_no_part(server, cache):
-    """The write itself fails, in the middle."""
+def test_file_size_limit_leaves_no_partial_file(server, cache):
+    """The write fails in the middle of the file."""
     resource = pytest.importorskip("resource")
 
     def child() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-        refused(server.url, "File too large", "$FVCORE_CACHE")
+        assert_fetch_fails(server.url, "File too large", "$FVCORE_CACHE")
 
-    assert in_child(child) == 0 and server.sent > 100_000 and left(cache) == []
+    assert in_child(child) == 0 and server.sent > 100_000 and cached_files(cache) == []
 
 
-def test_no_room_is_known_beforehand(server, cache, monkeypatch):
+def test_missing_disk_space_is_detected_before_the_download(server, cache, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    refused(server.url, f"{len(BODY)} bytes are needed, and 1000 are free")
-    assert left(cache) == []
+    assert_fetch_fails(server.url, f"{len(BODY)} bytes are needed, but only 1000 are free")
+    assert cached_files(cache) == []
 
 
 # Several processes
 
 
 def in_child(work, wait: bool = True) -> int:
-    """Run in a copy of this process: the exit code, or the process where it is not waited for."""
+    """Run ``work`` in a fork of this process. Return its exit code, or its process id if ``wait`` is False."""
     if pid := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if wait else pid
     try:
@@ -252,7 +254,7 @@ def in_child(work, wait: bool = True) -> int:
 
 
 def test_six_processes_make_one_request(server):
-    server.answers = [lambda handler: (time.sleep(0.2), good(handler))]
+    server.answers = [lambda handler: (time.sleep(0.2), serve_file(handler))]
 
     def child() -> None:
         assert fetch(server.url, sha256=SHA).read_bytes() == BODY
@@ -262,15 +264,15 @@ def test_six_processes_make_one_request(server):
     assert len(server.requests) == 1
 
 
-def test_who_waits_says_for_what(server, monkeypatch):
-    said, heard = [], threading.Event()
-    monkeypatch.setattr("gn_det.download.fetch.say", lambda line: (said.append(line), heard.set()))
-    monkeypatch.setattr("gn_det.download.fetch._PATIENCE", 0.01)
-    server.answers = [lambda handler: (heard.wait(4), good(handler))]
+def test_waiting_process_prints_a_message(server, monkeypatch):
+    lines, printed = [], threading.Event()
+    monkeypatch.setattr("gn_det.download.fetch.print_status", lambda line: (lines.append(line), printed.set()))
+    monkeypatch.setattr("gn_det.download.fetch._SILENT_WAIT", 0.01)
+    server.answers = [lambda handler: (printed.wait(4), serve_file(handler))]
     other = in_child(lambda: fetch(server.url), wait=False)
     wait_for(lambda: server.requests)
     path = fetch(server.url)
-    assert said == [f"Waiting for another process, which fetches {server.url} to {path} ..."]
+    assert lines == [f"Waiting for another process that is downloading {server.url} to {path} ..."]
     assert os.waitpid(other, 0)[1] == 0 and len(server.requests) == 1
 
 
@@ -281,10 +283,10 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
-def test_after_a_kill_the_next_run_goes_on(server, cache):
-    part = beside(cache_path(server.url), "part")
-    with held() as hold:
-        server.answers = [hold(BODY[:262_144])]
+def test_download_is_resumed_after_a_killed_process(server, cache):
+    part = sidecar_path(cache_path(server.url), "part")
+    with stalling() as stall:
+        server.answers = [stall(BODY[:262_144])]
         child = in_child(lambda: fetch(server.url), wait=False)
         wait_for(lambda: part.is_file() and part.stat().st_size >= 131_072)
         os.kill(child, signal.SIGKILL)
@@ -292,13 +294,13 @@ def test_after_a_kill_the_next_run_goes_on(server, cache):
     server.sent = 0
     assert fetch(server.url, sha256=SHA).read_bytes() == BODY
     assert len(server.requests) == 2 and server.sent <= len(BODY) - 131_072
-    assert left(cache) == ["model.pkl", "model.pkl~.json"]
+    assert cached_files(cache) == ["model.pkl", "model.pkl~.json"]
 
 
-# Mirrors, and no network
+# Mirrors and offline use
 
 
-def test_a_cache_is_a_mirror(server, cache, tmp_path, monkeypatch):
+def test_copy_of_the_cache_works_as_mirror(server, cache, tmp_path, monkeypatch):
     url = f"{server.root}/a%3Ab/x.pkl?download=1"
     fetch(url)
     shutil.move(cache, tmp_path / "mirror")
@@ -307,55 +309,64 @@ def test_a_cache_is_a_mirror(server, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("GN_DET_OFFLINE", "1")
     path = fetch(url, sha256=SHA)
     assert path.is_relative_to(cache) and path.read_bytes() == BODY and not server.requests
-    assert json.loads(beside(path, "json").read_text())["url"] == url
+    assert json.loads(sidecar_path(path, "json").read_text())["url"] == url
 
 
-def test_a_mirror_is_not_trusted_and_nothing_else_is_asked(server, cache, tmp_path, monkeypatch):
+def test_mirror_is_verified_and_replaces_the_server(server, cache, tmp_path, monkeypatch):
     mirror = tmp_path / "mirror"
     file = mirror / cache_path(server.url).relative_to(cache)
     file.parent.mkdir(parents=True)
     monkeypatch.setenv("GN_DET_MIRROR", str(mirror))
-    sentence = refused(server.url, server.url, f"the mirror {mirror} has no", file.name, cache_path(server.url))
-    assert "nothing else is asked" in sentence
+    sentence = assert_fetch_fails(
+        server.url, server.url, f"the mirror {mirror} has no", file.name, cache_path(server.url)
+    )
+    assert "nothing else is tried" in sentence
     file.write_bytes(PAGE)
-    refused(server.url, file, "web page")
+    assert_fetch_fails(server.url, file, "web page")
     file.write_bytes(BODY)
-    refused(server.url, file, "sha256", "abcdef", sha256="abcdef")
+    assert_fetch_fails(server.url, file, "sha256", "abcdef", sha256="abcdef")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    refused(server.url, "1000 are free")
-    assert left(cache) == [] and not server.requests
+    assert_fetch_fails(server.url, "only 1000 are free")
+    assert cached_files(cache) == [] and not server.requests
 
 
-def test_a_mirror_on_the_web(server, cache, monkeypatch):
+def test_mirror_can_be_a_url(server, cache, monkeypatch):
     monkeypatch.setenv("GN_DET_MIRROR", f"{server.root}/mirror/")
     url = "https://dl.example.com/a%3Ab/x.pkl"
     path = fetch(url, sha256=SHA)
     assert path == cache / "dl.example.com" / "a%3Ab" / "x.pkl"
-    assert server.requests[0][0] == "/mirror/dl.example.com/a%253Ab/x.pkl"  # the folder's name has a % in it
+    assert server.requests[0][0] == "/mirror/dl.example.com/a%253Ab/x.pkl"  # the folder name contains a %
     server.answers = [status(404)]
-    refused("https://dl.example.com/y.pkl", "https://dl.example.com/y.pkl", f"{server.root}/mirror", "answers 404")
+    other = "https://dl.example.com/y.pkl"
+    assert_fetch_fails(other, other, f"{server.root}/mirror", "responds with status 404")
     for bad in ("s3://bucket", "file:///mirror", f"{server.root.replace('//', '//me:s3cret@')}/mirror"):
         monkeypatch.setenv("GN_DET_MIRROR", bad)
-        assert "s3cret" not in refused("https://dl.example.com/y.pkl", "$GN_DET_MIRROR is neither")
+        assert "s3cret" not in assert_fetch_fails(other, "$GN_DET_MIRROR is neither")
     assert len(server.requests) == 2
 
 
-def test_offline_uses_the_cache_or_says_where_to_put_the_file(server, monkeypatch):
+def test_offline_uses_the_cache_or_names_the_path_for_the_file(server, monkeypatch):
     path, other = fetch(server.url), f"{server.root}/other.pkl"
     monkeypatch.setenv("GN_DET_OFFLINE", "1")
     assert fetch(server.url) == path
-    texts = other, "GN_DET_OFFLINE is set", f"Put it at {cache_path(other)} by hand", "GN_DET_MIRROR", "/other.pkl"
-    refused(other, *texts)
+    texts = (
+        other,
+        "GN_DET_OFFLINE is set",
+        f"Put the file at {cache_path(other)} by hand",
+        "GN_DET_MIRROR",
+        "/other.pkl",
+    )
+    assert_fetch_fails(other, *texts)
     monkeypatch.setenv("GN_DET_MIRROR", server.root)
-    refused(other, *texts[:2])
+    assert_fetch_fails(other, *texts[:2])
     monkeypatch.delenv("GN_DET_MIRROR")
     monkeypatch.setenv("GN_DET_OFFLINE", "0")
     fetch(other)
     assert len(server.requests) == 2
 
 
-def test_no_connection_says_where_to_put_the_file(server):
+def test_connection_error_names_the_path_for_the_file(server):
     server.shutdown()
     server.server_close()
-    sentence = refused(server.url, "Connection refused", cache_path(server.url), "GN_DET_MIRROR")
+    sentence = assert_fetch_fails(server.url, "Connection refused", cache_path(server.url), "GN_DET_MIRROR")
     assert "HTTPConnectionPool" not in sentence

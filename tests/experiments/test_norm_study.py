@@ -18,7 +18,7 @@ def arguments(tmp_path, *more: str):
     return argument_parser("").parse_args(["--config", QUICK, *more, "OUTPUT_DIR", str(tmp_path)])
 
 
-def test_every_variant_has_one_seed_before_any_has_two():
+def test_plan_orders_all_variants_by_seed():
     variants = plan(["GN", "BN*", "GN"], [4, 1], 2)
     assert [(v.norm, v.batch, v.seed) for v in variants[:4]] == [
         ("GN", 4, 1),
@@ -32,56 +32,56 @@ def test_every_variant_has_one_seed_before_any_has_two():
 @pytest.mark.parametrize(
     ("norms", "batches", "seeds", "sentence"),
     [
-        (["SynchBN"], [1], 1, "no norm 'SynchBN'.*did you mean 'SyncBN'"),
-        ([""], [1], 1, "no norm ''"),
+        (["SynchBN"], [1], 1, "'SynchBN' is not a norm.*did you mean 'SyncBN'"),
+        ([""], [1], 1, "--norms: '' is not a norm"),
         (["GN"], [0], 1, "must be 1 or more"),
         (["GN"], [2], 0, "must be 1 or more"),
     ],
 )
-def test_what_cannot_be_planned_is_a_sentence(norms, batches, seeds, sentence):
+def test_plan_refuses_unknown_norms_and_numbers_below_one(norms, batches, seeds, sentence):
     with pytest.raises(GNDetError, match=sentence):
         plan(norms, batches, seeds)
 
 
-def test_the_schedule_follows_the_linear_rule():
+def test_overrides_scale_the_schedule_by_the_linear_rule():
     base = load_config(QUICK, ["SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.02", "SOLVER.MAX_ITER", "100"])
     base.merge_from_list(["SOLVER.STEPS", "(60, 80)", "SOLVER.WARMUP_ITERS", "10", "TEST.EVAL_PERIOD", "20"])
     cfg = load_config(QUICK, overrides(base, Variant("GN", 2, 3), {}))
     solver = cfg.SOLVER
     assert (solver.IMS_PER_BATCH, solver.MAX_ITER) == (2, 400) and round(solver.BASE_LR, 6) == 0.005
     assert (solver.STEPS, solver.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD, cfg.SEED) == ((240, 320), 40, 80, 3)
-    assert solver.REFERENCE_WORLD_SIZE == 0  # or the trainer would scale it again
+    assert solver.REFERENCE_WORLD_SIZE == 0  # otherwise the trainer would scale the schedule again
 
 
 @pytest.mark.parametrize("norm", ["GN", "BN", "LN", "IN", "FrozenBN"])
-def test_the_norm_goes_where_the_config_has_one(norm):
+def test_overrides_replace_the_norm_where_the_config_has_one(norm):
     pairs = overrides(load_config(QUICK, ["MODEL.ROI_MASK_HEAD.NORM", ""]), Variant(norm, 4, 1), {})
     cfg = load_config(QUICK, ["MODEL.ROI_MASK_HEAD.NORM", "", *pairs])
-    elsewhere = "" if norm == "FrozenBN" else norm
-    assert [get_key(cfg, key) for key in NORM_KEYS] == [norm, elsewhere, elsewhere, ""]
+    fpn_and_box_norm = "" if norm == "FrozenBN" else norm
+    assert [get_key(cfg, key) for key in NORM_KEYS] == [norm, fpn_and_box_norm, fpn_and_box_norm, ""]
     check_config(cfg)
 
 
-def test_weights_belong_to_one_norm(tmp_path):
+def test_weights_are_used_for_one_norm_only(tmp_path):
     args = arguments(tmp_path / "new", "MODEL.WEIGHTS", "R-50-GN.pkl")
     variants = plan(["GN", "BN"], [4], 1)
-    with pytest.raises(GNDetError, match="trained with GN: name the weights of the others too .--weights BN=FILE"):
+    with pytest.raises(GNDetError, match="trained with GN; pass weights for the other norms too .--weights BN=FILE"):
         Study(args, variants, {})
     assert not (tmp_path / "new").exists()
     pairs = overrides(load_config(QUICK), Variant("BN", 4, 1), {"BN": "R-50.pth"})
     assert pairs[pairs.index("MODEL.WEIGHTS") + 1] == "R-50.pth"
 
 
-def test_a_variant_that_cannot_work_is_named_before_anything_runs(tmp_path):
+def test_study_names_an_invalid_variant_before_anything_runs(tmp_path):
     args = arguments(tmp_path, "MODEL.GN.CHANNELS_PER_GROUP", "16")
     with pytest.raises(GNDetError, match="GN, batch 4, seed 1: .*exactly one of them"):
         Study(args, plan(["BN", "GN"], [4], 1), {})
 
 
-def test_another_study_in_the_same_folder_is_refused(tmp_path):
+def test_study_refuses_the_folder_of_another_study(tmp_path):
     Study(arguments(tmp_path), plan(["GN"], [4], 1), {})
-    Study(arguments(tmp_path), plan(["GN", "LN"], [2, 4], 2), {})  # more of the same
-    with pytest.raises(GNDetError, match="another config or data"):
+    Study(arguments(tmp_path), plan(["GN", "LN"], [2, 4], 2), {})  # adds variants to the same study
+    with pytest.raises(GNDetError, match="another config or other data"):
         Study(arguments(tmp_path, "SOLVER.MAX_ITER", "7"), plan(["GN"], [4], 1), {})
 
 
@@ -94,27 +94,27 @@ def own_data(tmp_path_factory) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_study_trains_what_is_missing_and_keeps_what_failed_apart(tmp_path, own_data):
+def test_study_trains_missing_variants_and_records_divergence(tmp_path, own_data):
     short = "SOLVER.MAX_ITER 2 SOLVER.STEPS () DATALOADER.NUM_WORKERS 0 MODEL.RPN.POST_NMS_TOPK_TEST 5".split()
     args = arguments(tmp_path, *own_data, *short, "SOLVER.IMS_PER_BATCH", "1", "SOLVER.BASE_LR", "1e30")
-    said: list[str] = []
+    lines: list[str] = []
     study = Study(args, plan(["LN"], [1], 1), {})
-    assert study.run(say=said.append) == []
+    assert study.run(log=lines.append) == []
     record = json.loads(study.result_file(study.variants[0]).read_text())
     assert "diverged" in record and record["box"] is None
     assert record["variant"] == {"norm": "LN", "batch": 1, "seed": 1}
-    assert "[1/1] LN, batch 1, seed 1: diverged (" in said[0]
+    assert "[1/1] LN, batch 1, seed 1: diverged (" in lines[0]
 
-    assert study.run(say=said.append) == [] and said[1:] == ["1 of 1 trainings are done already."]
+    assert study.run(log=lines.append) == [] and lines[1:] == ["1 of 1 trainings are already done."]
     table, picture = study.report()
     assert "diverged (1)" in table.read_text() and picture.stat().st_size > 5000
 
 
-def _ends(code: int) -> None:
+def _exit(code: int) -> None:
     raise SystemExit(code)
 
 
-def test_a_training_that_fails_is_a_sentence_and_the_others_go_on(tmp_path, monkeypatch):
+def test_study_reports_a_failed_training_and_continues_with_the_others(tmp_path, monkeypatch):
     study = Study(arguments(tmp_path), plan(["GN", "BN"], [2, 4], 1), {})
     with pytest.raises(GNDetError, match="--jobs is 0"):
         study.run(jobs=0)
@@ -128,17 +128,17 @@ def test_a_training_that_fails_is_a_sentence_and_the_others_go_on(tmp_path, monk
         for iteration in (100, 200):
             row = {"box": box, "mask": None, "iteration": iteration}
             (folder / "records" / f"x-{iteration:07d}.json").write_text(json.dumps(row))
-        process = multiprocessing.get_context("fork").Process(target=_ends, args=(variant.batch % 4,))
+        process = multiprocessing.get_context("fork").Process(target=_exit, args=(variant.batch % 4,))
         process.start()
         return process
 
     monkeypatch.setattr(study, "_start", start)
-    said: list[str] = []
-    failures = study.run(jobs=2, say=said.append)
+    lines: list[str] = []
+    failures = study.run(jobs=2, log=lines.append)
     assert sorted(failures) == [
-        f"BN, batch 2, seed 1: it ended with code 2; see {tmp_path / 'BN-batch2-seed1' / 'output.txt'}",
+        f"BN, batch 2, seed 1: the process ended with exit code 2; see {tmp_path / 'BN-batch2-seed1' / 'output.txt'}",
         "GN, batch 2, seed 1: The disk is full.",
     ]
-    assert len(said) == 4 and sum("box AP 40.0" in line for line in said) == 2
+    assert len(lines) == 4 and sum("box AP 40.0" in line for line in lines) == 2
     kept = [json.loads(path.read_text()) for path in (tmp_path / "records").iterdir()]
     assert [row["iteration"] for row in kept] == [200, 200]

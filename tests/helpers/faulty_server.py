@@ -1,4 +1,4 @@
-"""A server on this machine that fails as it is told, and what the tests of downloads share."""
+"""A local HTTP server with programmable faults, and helpers for the tests of downloads."""
 
 import contextlib
 import hashlib
@@ -19,21 +19,22 @@ PAGE = b"<!DOCTYPE html>\n<html><body>Please log in.</body></html>"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """What the test asks for in ``server.answers``, one a request, and then the file."""
+    """Answer each request with the next of ``server.answers``; when none are left, send the file."""
 
     def do_GET(self):
         self.server.requests.append((self.path, dict(self.headers)))
-        answer = self.server.answers.pop(0) if self.server.answers else good
+        answer = self.server.answers.pop(0) if self.server.answers else serve_file
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             answer(self)
 
-    def start(self, code: int, **headers) -> None:
+    def send_head(self, code: int, **headers) -> None:
+        """Send the status and the headers; ``_`` in their names stands for ``-``."""
         self.send_response(code)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
 
-    def body(self, data: bytes) -> None:
+    def send_body(self, data: bytes) -> None:
         for begin in range(0, len(data), 2**14):
             self.wfile.write(data[begin : begin + 2**14])
             self.server.sent += len(data[begin : begin + 2**14])
@@ -42,36 +43,37 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def good(handler: Handler) -> None:
-    """As a server does it that knows ranges."""
+def serve_file(handler: Handler) -> None:
+    """Send the file, or the requested range of it, without faults."""
     data, first = handler.server.file, 0
     span, condition = handler.headers.get("Range"), handler.headers.get("If-Range")
     if span and condition == handler.server.etag:
         first = int(span.removeprefix("bytes=").removesuffix("-"))
-    whole = {"ETag": handler.server.etag, "Content_Length": len(data) - first}
+    common = {"ETag": handler.server.etag, "Content_Length": len(data) - first}
     if first:
-        handler.start(206, Content_Range=f"bytes {first}-{len(data) - 1}/{len(data)}", **whole)
+        handler.send_head(206, Content_Range=f"bytes {first}-{len(data) - 1}/{len(data)}", **common)
     else:
-        handler.start(200, **whole)
-    handler.body(data[first:])
+        handler.send_head(200, **common)
+    handler.send_body(data[first:])
 
 
-def plain(data: bytes, **headers):
-    """Data and the end of the connection, without a length."""
+def send_data(data: bytes, **headers):
+    """Return an answer with this body, by default without Content-Length."""
 
     def answer(handler: Handler) -> None:
-        handler.start(200, **headers)
-        handler.body(data)
+        handler.send_head(200, **headers)
+        handler.send_body(data)
 
     return answer
 
 
 def truncated(count: int, **headers):
-    return plain(BODY[:count], Content_Length=len(BODY), **headers)
+    """Return an answer whose body ends after ``count`` bytes, although Content-Length announces all."""
+    return send_data(BODY[:count], Content_Length=len(BODY), **headers)
 
 
 def status(code: int, **headers):
-    return lambda handler: handler.start(code, **headers)
+    return lambda handler: handler.send_head(code, **headers)
 
 
 def redirect(target: str):
@@ -79,39 +81,47 @@ def redirect(target: str):
 
 
 def broken_chunks(handler: Handler) -> None:
-    handler.start(200, Transfer_Encoding="chunked")
-    handler.body(b"10000\r\n" + BODY[:65536] + b"\r\n10000\r\nand no more")
+    handler.send_head(200, Transfer_Encoding="chunked")
+    handler.send_body(b"10000\r\n" + BODY[:65536] + b"\r\n10000\r\nincomplete chunk")
 
 
 @contextlib.contextmanager
-def held():
-    """(bytes) -> an answer that begins with them, and is silent until the end of the context."""
+def stalling():
+    """Yield a function (bytes) -> answer that sends these bytes, then nothing until the context ends."""
     released = threading.Event()
 
-    def hold(first: bytes):
+    def stall(first: bytes):
         def answer(handler: Handler) -> None:
-            handler.start(200, Content_Length=len(BODY), ETag=handler.server.etag)
-            handler.body(first)
+            handler.send_head(200, Content_Length=len(BODY), ETag=handler.server.etag)
+            handler.send_body(first)
             released.wait(20)
 
         return answer
 
-    yield hold
+    yield stall
     released.set()
 
 
-def part_of(first: int, last: int, total: int | str = len(BODY), **headers):
+def partial_content(first: int, last: int, total: int | str = len(BODY), **headers):
     def answer(handler: Handler) -> None:
         headers_ = {"ETag": '"v1"', "Content_Range": f"bytes {first}-{last}/{total}"} | headers
-        handler.start(206, Content_Length=last + 1 - first, **headers_)
-        handler.body(BODY[first : last + 1])
+        handler.send_head(206, Content_Length=last + 1 - first, **headers_)
+        handler.send_body(BODY[first : last + 1])
 
     return answer
 
 
 @contextlib.contextmanager
 def serve():
-    """A server of one file; ``answers`` go before it, ``requests`` are (path, headers), ``sent`` are bytes of bodies."""
+    """Yield a running server of one file.
+
+    Attributes of the server:
+        file, etag: the content of the file and its ETag.
+        answers: functions of the handler that answer the next requests instead of :func:`serve_file`.
+        requests: (path, headers) of the requests so far.
+        sent: number of bytes of all bodies so far.
+        root, url: URLs of the server and of the file.
+    """
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.block_on_close = False
@@ -125,14 +135,15 @@ def serve():
     server.server_close()
 
 
-def left(cache: Path) -> list[str]:
-    """The names of the files in the cache, but for the empty ones of locks."""
-    return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.parent.name != ".locks")
+def cached_files(folder: Path) -> list[str]:
+    """Return the sorted names of all files in a folder, without lock files."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.parent.name != ".locks")
 
 
-def refused(url: str, *texts: object, **known) -> str:
+def assert_fetch_fails(url: str, *texts: object, **expected) -> str:
+    """Assert that ``fetch`` raises a GNDetError in one line that contains all texts. Return the error sentence."""
     with pytest.raises(GNDetError) as error:
-        fetch(url, **known)
+        fetch(url, **expected)
     sentence = str(error.value)
     assert all(str(text) in sentence for text in texts) and "\n" not in sentence, sentence
     return sentence

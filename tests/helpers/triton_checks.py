@@ -1,6 +1,7 @@
-"""Checks of the Triton kernels in Triton's interpreter, which has to be on before Triton is imported.
+"""Checks of the Triton kernels in Triton's interpreter, which must be on before Triton is imported.
 
-So test_triton_kernels.py runs pytest on this file in a process of its own. Sizes are tiny: a program takes milliseconds.
+Therefore test_triton_kernels.py runs pytest on this file in a separate process. The sizes are tiny,
+because each program takes milliseconds.
 """
 
 import copy
@@ -15,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gn_det.acceleration.fuse import fuse
 from gn_det.ops import fused, group_norm, select, tiling
-from gn_det.ops.triton_pieces import sample
+from gn_det.ops.triton_pieces import sample_start
 
 assert os.environ["TRITON_INTERPRET"] == "1" and os.environ[select.ENVIRONMENT] == "triton"
 
@@ -25,13 +26,13 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-# (N, C, *), groups, memory format, with a residual, activation
+# (N, C, *), groups, memory format, whether there is a residual, activation
 CASES = [
-    ((1, 96, 5, 7), 32, "last", True, "relu"),  # 3 channels a group
+    ((1, 96, 5, 7), 32, "last", True, "relu"),  # 3 channels per group
     ((1, 24, 2, 3), 8, "first", False, "relu"),
-    ((1, 48, 3, 9), 3, "last", False, "relu"),  # 16
+    ((1, 48, 3, 9), 3, "last", False, "relu"),  # 16 channels per group
     ((1, 48, 3, 9), 3, "first", True, None),
-    ((2, 40, 4, 4), 8, "crop", True, "relu"),  # 5
+    ((2, 40, 4, 4), 8, "crop", True, "relu"),  # 5 channels per group
     ((2, 12, 6, 5), 1, "last", True, "relu"),
     ((1, 20, 1, 70), 4, "first", False, None),
     ((2, 6, 6, 5), 6, "last", False, None),
@@ -45,21 +46,29 @@ CASES = [
 
 
 @pytest.fixture(params=["whole", "split"])
-def passes(request, monkeypatch):
-    """One pass, or several with chunks of several tiles and a last one that is not full, as on a GPU of 1 multiprocessor."""
+def tile_kind(request, monkeypatch):
+    """The kernels of triton_whole.py, or those of triton_split.py as on a GPU with one multiprocessor.
+
+    In the second case chunks have several tiles, and the last chunk is not full.
+    """
     if request.param == "split":
-        for name, value in (("HELD", 0), ("LANES", 128), ("FILL", 8), ("WAVES", 1)):
+        for name, value in (
+            ("MAX_ELEMENTS", 0),
+            ("TILE_ELEMENTS", 128),
+            ("PROGRAMS_PER_PROCESSOR", 8),
+            ("MAX_WAVES", 1),
+        ):
             monkeypatch.setattr(tiling, name, value)
-        monkeypatch.setattr(fused, "_processors", lambda device: 1)
-    for cached in (tiling.whole, tiling.split):
+        monkeypatch.setattr(fused, "_multiprocessors", lambda device: 1)
+    for cached in (tiling.whole_tile, tiling.split_tile):
         cached.cache_clear()
     yield request.param
-    for cached in (tiling.whole, tiling.split):
+    for cached in (tiling.whole_tile, tiling.split_tile):
         cached.cache_clear()
 
 
 def make(shape, layout: str, with_residual: bool, dtype=torch.float32) -> list[torch.Tensor | None]:
-    """x, weight, bias, residual."""
+    """Return x, weight, bias and residual."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(len(shape), torch.contiguous_format)
     x = torch.randn(shape) * 2 + 1
     if layout == "last":
@@ -78,13 +87,13 @@ def with_gradients(x, weight, bias, residual, groups, activation, dy) -> list[to
 
 
 def exact(values, groups, activation, dy) -> list[torch.Tensor]:
-    """In float64, for which PyTorch's operations run."""
+    """The result in float64, for which the reference implementation runs."""
     wide = [None if t is None else t.detach().double().requires_grad_() for t in values]
     return with_gradients(*wide, groups, activation, dy)
 
 
 @pytest.mark.parametrize(("shape", "groups", "layout", "with_residual", "activation"), CASES)
-def test_forward_and_backward(passes, shape, groups, layout, with_residual, activation):
+def test_forward_and_backward(tile_kind, shape, groups, layout, with_residual, activation):
     values = make(shape, layout, with_residual)
     dy = torch.randn(shape)
     got = with_gradients(*values, groups, activation, dy)
@@ -96,19 +105,19 @@ def test_forward_and_backward(passes, shape, groups, layout, with_residual, acti
     )
 
 
-def test_several_tiles_and_chunks_are_tested(passes):
+def test_split_case_has_several_tiles_and_chunks(tile_kind):
     for sizes in (tiling.Sizes(1, 96, 35, 32, True, 4), tiling.Sizes(1, 20, 70, 4, False, 4)):
-        if passes == "split":
-            split = tiling.split(sizes, 1)
-            assert tiling.whole(sizes, 1) is None and split.tiles > 1 and split.chunks > 1
+        if tile_kind == "split":
+            split = tiling.split_tile(sizes, 1)
+            assert tiling.whole_tile(sizes, 1) is None and split.tiles > 1 and split.chunks > 1
             assert sizes.pixels % (split.tiles * split.pixels)
         else:
-            assert tiling.whole(sizes, 2) is not None
+            assert tiling.whole_tile(sizes, 2) is not None
 
 
 @pytest.mark.parametrize(("dtype", "with_residual"), [(torch.bfloat16, True), (torch.float16, False)])
-def test_half_types(passes, dtype, with_residual):
-    """As near to float64 as the same in float32, rounded to the type."""
+def test_half_precision(tile_kind, dtype, with_residual):
+    """The results equal those in float64, rounded to the dtype."""
     values = make((2, 16, 4, 5), "last", with_residual, dtype)
     dy = torch.randn(2, 16, 4, 5).to(dtype)
     got = with_gradients(*values, 4, "relu", dy)
@@ -117,15 +126,15 @@ def test_half_types(passes, dtype, with_residual):
         torch.testing.assert_close(a.double(), b.to(a.dtype).double(), rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
-def test_a_large_mean_does_not_cancel(passes):
+def test_large_mean_causes_no_cancellation(tile_kind):
     _, weight, bias, _ = make((1, 4, 8, 12), "last", False)
     x = 1000 + torch.randn(1, 4, 8, 12)
     y = group_norm(x, 2, weight, bias)
     want = group_norm(x.double(), 2, weight.double(), bias.double())
-    torch.testing.assert_close(y.double(), want, rtol=0, atol=2e-4)  # 1000 is known to 3e-5 in float32
+    torch.testing.assert_close(y.double(), want, rtol=0, atol=2e-4)  # float32 has a resolution of 6e-5 at 1000
 
 
-def test_without_scale_and_shift(passes):
+def test_weight_and_bias_are_optional(tile_kind):
     x, _, bias, residual = make((2, 8, 3, 5), "last", True)
     dy = torch.randn(2, 8, 3, 5)
     for values in ((x, None, None, residual), (x, None, bias, None)):
@@ -134,21 +143,21 @@ def test_without_scale_and_shift(passes):
             torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("wanted", ["x", "residual bias"])
-def test_only_some_gradients(passes, wanted):
+@pytest.mark.parametrize("required", ["x", "residual bias"])
+def test_only_required_gradients_are_computed(tile_kind, required):
     values = make((2, 8, 3, 5), "last", True)
     dy = torch.randn(2, 8, 3, 5)
-    all_of_them = with_gradients(*values, 4, "relu", dy)[1:]
+    all_gradients = with_gradients(*values, 4, "relu", dy)[1:]
     names = ("x", "weight", "bias", "residual")
     for name, value in zip(names, values, strict=True):
-        value.requires_grad_(name in wanted.split())
+        value.requires_grad_(name in required.split())
     group_norm(*values[:1], 4, *values[1:3], 1e-5, values[3], "relu").backward(dy)
-    for name, value, gradient in zip(names, values, all_of_them, strict=True):
-        assert (value.grad is not None) == (name in wanted.split())
+    for name, value, gradient in zip(names, values, all_gradients, strict=True):
+        assert (value.grad is not None) == (name in required.split())
         assert value.grad is None or torch.equal(value.grad, gradient)
 
 
-def test_what_is_no_number_stays_so(passes):
+def test_nan_is_propagated(tile_kind):
     x = torch.randn(2, 8, 3, 5)
     x[0, 0, 0, 0] = float("nan")
     y = group_norm(x, 4, activation="relu")
@@ -156,23 +165,23 @@ def test_what_is_no_number_stays_so(passes):
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_little_is_kept_for_backward(with_residual):
-    """The mask of a ReLU alone is computed from x again, so that y is not kept, and is y's sign after a residual."""
+def test_saved_tensors(with_residual):
+    """With a residual y is saved for the ReLU's mask; without one the mask is computed from x again."""
     x, weight, bias, residual = make((2, 8, 3, 5), "last", with_residual, torch.bfloat16)
-    kept = []
-    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    saved = []
+    with saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         y = group_norm(x, 4, weight, bias, residual=residual, activation="relu")
     maps = 2 if with_residual else 1
     affine = 1 if with_residual else 2
     assert (
-        sorted(t.numel() * t.element_size() for t in kept)
+        sorted(t.numel() * t.element_size() for t in saved)
         == [2 * 4 * 4] * 2 + [8 * 4] * affine + [x.numel() * 2] * maps
     )
-    pointers = {t.data_ptr() for t in kept if t.dim() == 4}
+    pointers = {t.data_ptr() for t in saved if t.dim() == 4}
     assert pointers == ({x.data_ptr(), y.data_ptr()} if with_residual else {x.data_ptr()})
 
 
-def test_a_fused_block(passes):
+def test_fused_block_matches_unfused(tile_kind):
     block = BottleneckBlock(4, 16, bottleneck_channels=8, norm=lambda channels: torch.nn.GroupNorm(4, channels))
     fused_block = copy.deepcopy(block)
     assert fuse(fused_block) == 4
@@ -187,11 +196,11 @@ def test_a_fused_block(passes):
 
 
 @triton.jit
-def _start_of(n_pointer, out, channels, pixels):
-    tl.store(out, sample(tl.load(n_pointer), channels, pixels))
+def _store_start(n_pointer, out, channels, pixels):
+    tl.store(out, sample_start(tl.load(n_pointer), channels, pixels))
 
 
-def test_samples_beyond_2_to_the_31_are_reached():
+def test_sample_start_beyond_2_to_the_31():
     out = torch.zeros(1, dtype=torch.int64)
-    _start_of[(1,)](torch.tensor([3], dtype=torch.int32), out, 2**11, 2**20)
+    _store_start[(1,)](torch.tensor([3], dtype=torch.int32), out, 2**11, 2**20)
     assert out.item() == 3 * 2**31

@@ -1,4 +1,4 @@
-"""ResNet and ResNet-FPN: where the norms are, where the stride is, and that they are detectron2's."""
+"""ResNet and ResNet-FPN: the places of norms and strides, and the equality with detectron2's backbones."""
 
 import copy
 import logging
@@ -33,12 +33,12 @@ def make_cfg(depth: int = 50, norm: str = "GN", *opts) -> CfgNode:
 
 
 def build_empty(build, cfg: CfgNode) -> nn.Module:
-    """Structure and shapes without memory or arithmetic."""
+    """Build on the meta device: structure and shapes, without memory or arithmetic."""
     with torch.device("meta"):
         return build(cfg, RGB)
 
 
-def blocks_of(module: nn.Module) -> list[nn.Module]:
+def residual_blocks(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if isinstance(m, BasicBlock | BottleneckBlock)]
 
 
@@ -55,9 +55,9 @@ def test_norm_follows_every_convolution(depth, norm):
     kind = {"BN": nn.BatchNorm2d, "FrozenBN": FrozenBatchNorm2d}.get(norm, nn.GroupNorm)
     convs = {name: m for name, m in fpn.named_modules() if isinstance(m, nn.Conv2d)}
     shortcuts = sum(name.endswith("shortcut") for name in convs)
-    a_block, first_needs_shortcut = (2, 3) if depth < 50 else (3, 4)  # R18's res2 keeps the stem's 64 channels
-    assert shortcuts == first_needs_shortcut
-    assert len(convs) == 1 + sum(BLOCKS[depth]) * a_block + shortcuts + 2 * 4
+    convs_per_block, expected_shortcuts = (2, 3) if depth < 50 else (3, 4)  # res2 of R18 has the stem's 64 channels
+    assert shortcuts == expected_shortcuts
+    assert len(convs) == 1 + sum(BLOCKS[depth]) * convs_per_block + shortcuts + 2 * 4
     for name, conv in convs.items():
         assert isinstance(conv.norm, kind), name
         assert conv.bias is None, name
@@ -69,10 +69,10 @@ def test_norm_follows_every_convolution(depth, norm):
 @pytest.mark.parametrize("depth", BLOCKS)
 def test_output_shapes(depth):
     x = torch.empty(2, 3, 128, 192, device="meta")
-    wide = 1 if depth < 50 else 4
+    expansion = 1 if depth < 50 else 4
     resnet = build_empty(build_gn_resnet_backbone, make_cfg(depth))
     got = {name: tuple(y.shape) for name, y in resnet(x).items()}
-    assert got == {f"res{i}": (2, 2 ** (4 + i) * wide, 128 >> i, 192 >> i) for i in (2, 3, 4, 5)}
+    assert got == {f"res{i}": (2, 2 ** (4 + i) * expansion, 128 >> i, 192 >> i) for i in (2, 3, 4, 5)}
     fpn = build_empty(build_gn_resnet_fpn_backbone, make_cfg(depth))
     got = {name: tuple(y.shape) for name, y in fpn(x).items()}
     assert got == {f"p{i}": (2, 256, 128 >> i, 192 >> i) for i in (2, 3, 4, 5, 6)}
@@ -88,7 +88,7 @@ def test_fpn_convolutions_have_no_relu():
     assert all(bool((y[f"p{i}"] < 0).any()) for i in (2, 3, 4, 5))
 
 
-def test_resnet_and_fpn_have_each_their_own_switch():
+def test_resnet_and_fpn_have_separate_norm_keys():
     fpn = build_empty(build_gn_resnet_fpn_backbone, make_cfg(18, "GN", "MODEL.FPN.NORM", ""))
     assert all(conv.norm is None and conv.bias is not None for conv in [*fpn.lateral_convs, *fpn.output_convs])
     assert isinstance(fpn.bottom_up.stem.conv1.norm, nn.GroupNorm)
@@ -100,16 +100,16 @@ def test_resnet_and_fpn_have_each_their_own_switch():
 @pytest.mark.parametrize("depth", BLOCKS)
 @pytest.mark.parametrize("in_1x1", [True, False])
 @pytest.mark.parametrize("build", [build_gn_resnet_backbone, build_gn_resnet_fpn_backbone])
-def test_stride_is_on_the_3x3(build, depth, in_1x1, caplog):
-    """STRIDE_IN_1X1 True is what detectron2 gives to a project that does not set it."""
+def test_stride_is_on_the_3x3_convolution(build, depth, in_1x1, caplog):
+    """STRIDE_IN_1X1 is True by default in detectron2."""
     cfg = make_cfg(depth, "GN", "MODEL.RESNETS.STRIDE_IN_1X1", in_1x1)
     before = cfg.dump()
     cfg.freeze()
     with caplog.at_level(logging.WARNING, "gn_det"):
         backbone = build_empty(build, cfg)
     assert cfg.dump() == before
-    said = [record.getMessage() for record in caplog.records if "STRIDE_IN_1X1" in record.getMessage()]
-    assert len(said) == int(in_1x1 and depth >= 50)
+    warnings = [record.getMessage() for record in caplog.records if "STRIDE_IN_1X1" in record.getMessage()]
+    assert len(warnings) == int(in_1x1 and depth >= 50)
     resnet = getattr(backbone, "bottom_up", backbone)
     for stage in ("res3", "res4", "res5"):
         first, *rest = getattr(resnet, stage)
@@ -122,7 +122,7 @@ def test_stride_is_on_the_3x3(build, depth, in_1x1, caplog):
 
 
 def perturb(module: nn.Module) -> None:
-    """Scales off 1 and shifts off 0, so that a norm that is lost or misplaced is seen."""
+    """Change scales from 1 and shifts from 0, so that a missing or misplaced norm is detected."""
     with torch.no_grad():
         for p in module.parameters():
             if p.dim() == 1:
@@ -130,25 +130,25 @@ def perturb(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FPN", "C4"])
-def test_with_32_groups_it_is_detectron2s(kind, stock_cfg):
+def test_backbone_matches_detectron2s_with_32_groups(kind, stock_cfg):
     build = {"FPN": build_gn_resnet_fpn_backbone, "C4": build_gn_resnet_backbone}[kind]
     cfg = get_cfg()
     cfg.merge_from_other_cfg(stock_cfg(kind))
-    ours, theirs = build(cfg, RGB), build_backbone(stock_cfg(kind))
-    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (ours, theirs)]
+    backbone, stock = build(cfg, RGB), build_backbone(stock_cfg(kind))
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (backbone, stock)]
     assert shapes[0] == shapes[1]
     assert list(shapes[0]) == list(shapes[1])
-    perturb(theirs)
-    ours.load_state_dict(theirs.state_dict())
+    perturb(stock)
+    backbone.load_state_dict(stock.state_dict())
     x = torch.randn(2, 3, 64, 96)
-    got, want = ours(x), theirs(x)
+    got, want = backbone(x), stock(x)
     assert list(got) == list(want)
     for name in want:
         assert want[name].std() > 0.1
         torch.testing.assert_close(got[name], want[name], rtol=0, atol=1e-5)
     for y in (got, want):
         sum((t * t.detach().sin()).sum() for t in y.values()).backward()
-    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+    for (name, a), b in zip(backbone.named_parameters(), stock.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
@@ -157,7 +157,7 @@ def test_with_32_groups_it_is_detectron2s(kind, stock_cfg):
 @pytest.mark.parametrize("zero", [True, False])
 def test_zero_init_residual(depth, norm, zero):
     resnet = build_gn_resnet_backbone(make_cfg(depth, norm, "MODEL.GN.ZERO_INIT_RESIDUAL", zero), RGB)
-    last = {id(last_conv(block).norm) for block in blocks_of(resnet)}
+    last = {id(last_conv(block).norm) for block in residual_blocks(resnet)}
     assert len(last) == sum(BLOCKS[depth])
     for name, m in resnet.named_modules():
         if isinstance(m, nn.GroupNorm | nn.BatchNorm2d):
@@ -166,7 +166,7 @@ def test_zero_init_residual(depth, norm, zero):
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_a_zero_initialised_block_is_its_shortcut(depth):
+def test_block_with_zero_init_is_its_shortcut(depth):
     resnet = build_gn_resnet_backbone(make_cfg(depth, "GN", "MODEL.GN.ZERO_INIT_RESIDUAL", True), RGB)
     x = torch.randn(2, 64, 16, 16)
     for block in (*resnet.res2, resnet.res3[0]):
@@ -175,7 +175,7 @@ def test_a_zero_initialised_block_is_its_shortcut(depth):
         torch.testing.assert_close(x, want)
 
 
-def test_a_block_is_not_its_shortcut_otherwise():
+def test_block_without_zero_init_is_not_its_shortcut():
     resnet = build_gn_resnet_backbone(make_cfg(50), RGB)
     x = torch.randn(2, 256, 16, 16).relu()
     assert not torch.allclose(resnet.res2[1](x), x, atol=0.1)
@@ -183,15 +183,15 @@ def test_a_block_is_not_its_shortcut_otherwise():
 
 @pytest.mark.parametrize("depth", [18, 50])
 @pytest.mark.parametrize("norm", ["FrozenBN", ""])
-def test_zero_init_residual_needs_a_scale_that_can_be_learned(depth, norm):
-    """A frozen scale of 0 would switch the block off for ever."""
+def test_zero_init_residual_does_not_change_frozen_scales(depth, norm):
+    """A frozen scale of 0 would disable the block forever."""
     resnet = build_gn_resnet_backbone(make_cfg(depth, norm, "MODEL.GN.ZERO_INIT_RESIDUAL", True), RGB)
-    for block in blocks_of(resnet):
+    for block in residual_blocks(resnet):
         assert last_conv(block).weight.any()
         assert norm == "" or bool((last_conv(block).norm.weight == 1).all())
 
 
-def test_freeze_at_stops_the_gradient_of_norms_too():
+def test_freeze_at_freezes_norms_too():
     resnet = build_gn_resnet_backbone(make_cfg(50, "GN", "MODEL.BACKBONE.FREEZE_AT", 2), RGB)
     frozen = {name for name, p in resnet.named_parameters() if not p.requires_grad}
     assert frozen == {name for name, _ in resnet.named_parameters() if name.startswith(("stem.", "res2."))}
@@ -199,24 +199,24 @@ def test_freeze_at_stops_the_gradient_of_norms_too():
 
 
 @pytest.mark.parametrize("build", [build_gn_resnet_backbone, build_gn_resnet_fpn_backbone])
-def test_undivided_channels_name_the_layer(build):
+def test_error_for_indivisible_channels_names_the_layer(build):
     cfg = make_cfg(50, "GN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 48)
     path = "backbone.stem.conv1" if build is build_gn_resnet_backbone else "backbone.bottom_up.stem.conv1"
     with pytest.raises(GNDetError) as error:
         build_empty(build, cfg)
     assert str(error.value).startswith(f"{path} has 48 channels, which MODEL.GN.NUM_GROUPS 32 does not divide")
     assert "MODEL.RESNETS.NORM is GN" in str(error.value)
-    assert str(error.value).endswith("the nearest that does is 16.")
+    assert str(error.value).endswith("set MODEL.GN.NUM_GROUPS to 16.")
     cfg.MODEL.GN.NUM_GROUPS = 16
     y = build(cfg, RGB)(torch.randn(1, 3, 64, 64))
     assert all(t.isfinite().all() for t in y.values())
 
 
 @pytest.mark.parametrize(("key", "value"), [("NUM_GROUPS", 32), ("CHANNELS_PER_GROUP", 16)])
-def test_undivided_fpn_channels_are_counted_and_what_is_proposed_builds(key, value):
+def test_error_for_indivisible_fpn_channels_proposes_a_working_value(key, value):
     opts = ["MODEL.FPN.OUT_CHANNELS", 40, "MODEL.GN.NUM_GROUPS", -1, f"MODEL.GN.{key}", value]
     cfg = make_cfg(18, "GN", *opts)
-    message = rf"backbone\.fpn_lateral2 \(and 7 more\) has 40 channels.*MODEL\.GN\.{key} {value} .*FPN\.NORM.* is 8\."
+    message = rf"backbone\.fpn_lateral2 \(and 7 more\) has 40 channels.*MODEL\.GN\.{key} {value} .*FPN\.NORM.* to 8\."
     with pytest.raises(GNDetError, match=message):
         build_empty(build_gn_resnet_fpn_backbone, cfg)
     cfg.MODEL.GN[key] = 8
@@ -225,7 +225,7 @@ def test_undivided_fpn_channels_are_counted_and_what_is_proposed_builds(key, val
 
 @pytest.mark.parametrize("norm", ["GN", "LN", "IN"])
 @pytest.mark.parametrize("training", [True, False])
-def test_an_image_does_not_see_its_batch(norm, training):
+def test_output_does_not_depend_on_the_batch(norm, training):
     fpn = build_gn_resnet_fpn_backbone(make_cfg(18, norm), RGB).double().train(training)
     a, b = torch.randn(1, 3, 64, 64).double(), 5 * torch.randn(1, 3, 64, 64).double()
     alone, together = fpn(a), fpn(torch.cat([a, b]))
@@ -233,8 +233,8 @@ def test_an_image_does_not_see_its_batch(norm, training):
         torch.testing.assert_close(together[name][:1], alone[name], rtol=0, atol=1e-8)
 
 
-def test_a_model_can_be_copied():
-    """ModelEMA and the like do so."""
+def test_backbone_can_be_deep_copied():
+    """The average of the weights is a deep copy."""
     resnet = build_gn_resnet_backbone(make_cfg(18, "LN"), RGB)
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(copy.deepcopy(resnet)(x)["res2"], resnet(x)["res2"])

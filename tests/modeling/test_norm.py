@@ -1,4 +1,4 @@
-"""The norms against the paper's equations (arXiv 1803.08494), written out here in float64."""
+"""The norms compared with the paper's equations (arXiv 1803.08494), which are written out here in float64."""
 
 import math
 
@@ -35,7 +35,7 @@ def make_cfg(norm: str, *opts) -> CfgNode:
 
 
 def make_norm(norm: str, channels: int, *opts) -> nn.Module:
-    """The module in float64, with a scale and a shift of its own for each channel."""
+    """Build the norm in float64, with a different scale and shift per channel."""
     module = norm_layer(make_cfg(norm, *opts), KEY)(channels).double()
     with torch.no_grad():
         module.weight.copy_(torch.linspace(0.5, 2, channels))
@@ -44,35 +44,35 @@ def make_norm(norm: str, channels: int, *opts) -> nn.Module:
 
 
 def features(samples: int, channels: int, height: int = 5, width: int = 3) -> torch.Tensor:
-    """Each channel of each sample with its own mean and spread, so that a wrong set S_i is seen."""
+    """Return features whose mean and spread differ per sample and channel, so that a wrong set S_i is detected."""
     shape = (samples, channels, 1, 1)
     x = torch.randn(samples, channels, height, width) * (0.1 + 3 * torch.rand(shape)) + 2 * torch.randn(shape)
     return x.double().requires_grad_()
 
 
 def gn_set(channels: int, groups: int):
-    """Eq. 7: the (sample, channel) pairs of S_i: k_N = i_N and floor(k_C / (C/G)) = floor(i_C / (C/G))."""
+    """The (sample, channel) pairs of S_i by Eq. 7: k_N = i_N and floor(k_C / (C/G)) = floor(i_C / (C/G))."""
     size = channels / groups
     return lambda n, c, _: [(n, k) for k in range(channels) if math.floor(k / size) == math.floor(c / size)]
 
 
 def ln_set(channels: int):
-    """Eq. 4: k_N = i_N."""
+    """The pairs of S_i by Eq. 4: k_N = i_N."""
     return lambda n, c, _: [(n, k) for k in range(channels)]
 
 
 def in_set(_channels: int):
-    """Eq. 5: k_N = i_N and k_C = i_C."""
+    """The pairs of S_i by Eq. 5: k_N = i_N and k_C = i_C."""
     return lambda n, c, _: [(n, c)]
 
 
 def bn_set(_channels: int):
-    """Eq. 3: k_C = i_C."""
+    """The pairs of S_i by Eq. 3: k_C = i_C."""
     return lambda n, c, samples: [(k, c) for k in range(samples)]
 
 
 def equations(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, members, eps: float = 1e-5) -> torch.Tensor:
-    """Eq. 2, 1 and 6, pixel set by pixel set; ``members(n, c, N)`` lists the channels that make up S_i."""
+    """Eq. 2, 1 and 6 for each set S_i; ``members(n, c, N)`` lists its (sample, channel) pairs."""
     y = []
     for n in range(x.shape[0]):
         for c in range(x.shape[1]):
@@ -85,23 +85,23 @@ def equations(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, members,
 
 
 def assert_follows(module: nn.Module, x: torch.Tensor, members, eps: float = 1e-5) -> None:
-    """Output and the gradients with respect to x, gamma and beta are the equations'."""
+    """Check that the output and the gradients of x, gamma and beta are those of the equations."""
     inputs = (x, module.weight, module.bias)
     got, want = module(x), equations(*inputs, members, eps)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
-    up = torch.randn_like(want)  # any gradient from above
+    up = torch.randn_like(want)  # an arbitrary gradient of the output
     for g, w in zip(torch.autograd.grad(got, inputs, up), torch.autograd.grad(want, inputs, up), strict=True):
         torch.testing.assert_close(g, w, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (12, 4), (12, 1), (12, 12), (6, 3), (30, 5)])
-def test_gn_is_equation_7(channels, groups):
+def test_gn_matches_equation_7(channels, groups):
     module = make_norm("GN", channels, "MODEL.GN.NUM_GROUPS", groups)
     assert_follows(module, features(2, channels), gn_set(channels, groups))
 
 
 @pytest.mark.parametrize(("channels", "per_group"), [(12, 1), (12, 3), (12, 12), (64, 16), (8, 2)])
-def test_channels_per_group_gives_that_many_channels_to_a_group(channels, per_group):
+def test_channels_per_group_sets_the_size_of_groups(channels, per_group):
     opts = ["MODEL.GN.NUM_GROUPS", -1, "MODEL.GN.CHANNELS_PER_GROUP", per_group]
     module = make_norm("GN", channels, *opts)
     assert module.num_groups == channels // per_group
@@ -109,31 +109,31 @@ def test_channels_per_group_gives_that_many_channels_to_a_group(channels, per_gr
 
 
 @pytest.mark.parametrize("channels", [1, 7, 12])
-def test_ln_is_equation_4_and_gn_with_one_group(channels):
+def test_ln_matches_equation_4_and_gn_with_one_group(channels):
     x = features(3, channels)
     assert_follows(make_norm("LN", channels), x, ln_set(channels))
     torch.testing.assert_close(make_norm("LN", channels)(x), make_norm("GN", channels, "MODEL.GN.NUM_GROUPS", 1)(x))
 
 
 @pytest.mark.parametrize("channels", [1, 7, 12])
-def test_in_is_equation_5_and_gn_with_one_channel_a_group(channels):
+def test_in_matches_equation_5_and_gn_with_one_channel_per_group(channels):
     x = features(3, channels)
     per_group = ["MODEL.GN.NUM_GROUPS", -1, "MODEL.GN.CHANNELS_PER_GROUP", 1]
     assert_follows(make_norm("IN", channels), x, in_set(channels))
     torch.testing.assert_close(make_norm("IN", channels)(x), make_norm("GN", channels, *per_group)(x))
 
 
-def test_ln_is_not_detectron2s_which_is_per_pixel():
+def test_ln_differs_from_detectron2s_ln_which_is_per_pixel():
     x = features(2, 12)
-    theirs = Detectron2LayerNorm(12, eps=1e-5).double()
+    per_pixel = Detectron2LayerNorm(12, eps=1e-5).double()
     with torch.no_grad():
-        theirs.weight.copy_(torch.linspace(0.5, 2, 12))
-        theirs.bias.copy_(torch.linspace(-1, 1, 12))
-    assert not torch.allclose(make_norm("LN", 12)(x), theirs(x), atol=1e-2)
+        per_pixel.weight.copy_(torch.linspace(0.5, 2, 12))
+        per_pixel.bias.copy_(torch.linspace(-1, 1, 12))
+    assert not torch.allclose(make_norm("LN", 12)(x), per_pixel(x), atol=1e-2)
 
 
 @pytest.mark.parametrize("norm", ["GN", "LN", "IN"])
-def test_gradients_are_those_of_finite_differences(norm):
+def test_gradients_match_finite_differences(norm):
     module = make_norm(norm, 6, "MODEL.GN.NUM_GROUPS", 3)
 
     def run(x, gamma, beta):
@@ -145,26 +145,26 @@ def test_gradients_are_those_of_finite_differences(norm):
 
 @pytest.mark.parametrize("norm", ["GN", "LN", "IN"])
 @pytest.mark.parametrize("eps", [1e-3, 0.5])
-def test_eps_is_the_configs(norm, eps):
+def test_eps_follows_the_config(norm, eps):
     members = {"GN": gn_set(8, 4), "LN": ln_set(8), "IN": in_set(8)}[norm]
     module = make_norm(norm, 8, "MODEL.GN.EPS", eps, "MODEL.GN.NUM_GROUPS", 4)
     assert_follows(module, features(2, 8), members, eps=eps)
 
 
-def test_default_is_the_papers_32_groups_and_eps_1e_5():
+def test_defaults_are_32_groups_and_eps_1e_5():
     module = make_norm("GN", 256)
     assert (module.num_groups, module.num_channels, module.eps) == (32, 256, 1e-5)
 
 
 @pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize(("norm", "members"), [("GN", gn_set(8, 4)), ("LN", ln_set(8)), ("IN", in_set(8))])
-def test_maps_of_one_pixel(norm, members, samples):
+def test_norms_match_equations_on_one_pixel(norm, members, samples):
     assert_follows(make_norm(norm, 8, "MODEL.GN.NUM_GROUPS", 4), features(samples, 8, 1, 1), members)
 
 
 @pytest.mark.parametrize("norm", ["GN", "LN", "IN"])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_sample_does_not_see_its_batch(norm, training):
+def test_output_does_not_depend_on_the_batch(norm, training):
     module = make_norm(norm, 64).train(training)
     x = features(4, 64)
     other = torch.cat([x[:1], 100 * features(7, 64)])
@@ -172,7 +172,7 @@ def test_a_sample_does_not_see_its_batch(norm, training):
     torch.testing.assert_close(module(other)[:1], module(x[:1]))
 
 
-def test_bn_does_see_its_batch():
+def test_bn_depends_on_the_batch():
     module, x = make_norm("BN", 8).train(), features(4, 8)
     torch.testing.assert_close(module(x), equations(x, module.weight, module.bias, bn_set(8)))
     assert not torch.allclose(module(x)[:1], module(x[:1]), atol=0.1)
@@ -180,7 +180,7 @@ def test_bn_does_see_its_batch():
 
 @pytest.mark.parametrize("norm", ["GN", "LN", "IN"])
 @pytest.mark.parametrize("training", [True, False])
-def test_zero_samples(norm, training):
+def test_norms_accept_zero_samples(norm, training):
     module, x = make_norm(norm, 64).train(training), features(0, 64, 7, 7)
     y = module(x)
     assert y.shape == (0, 64, 7, 7)
@@ -191,7 +191,7 @@ def test_zero_samples(norm, training):
 
 
 @pytest.mark.parametrize("key", NORM_KEYS)
-def test_each_key_is_read_for_its_own_part(key):
+def test_norm_layer_reads_only_its_key(key):
     cfg = get_cfg()
     for other in NORM_KEYS:
         cfg.merge_from_list([other, "GN" if other == key else "BN"])
@@ -212,14 +212,14 @@ def test_each_key_is_read_for_its_own_part(key):
         ("IN", nn.GroupNorm),
     ],
 )
-def test_each_name_gives_its_class(norm, kind):
+def test_each_norm_has_its_class(norm, kind):
     module = norm_layer(make_cfg(norm), KEY)(64)
     assert isinstance(module, kind)
     if kind is NaiveSyncBatchNorm:
         assert module._stats_mode == ("N" if norm.endswith("_N") else "")
 
 
-def test_no_norm_is_the_empty_string_that_detectron2s_builders_compare_with():
+def test_norm_layer_of_no_norm_is_the_empty_string():
     assert norm_layer(make_cfg(""), KEY) == ""
 
 
@@ -227,24 +227,24 @@ def test_no_norm_is_the_empty_string_that_detectron2s_builders_compare_with():
     ("device", "processes", "kind"),
     [("cpu", 1, nn.SyncBatchNorm), ("cpu", 2, NaiveSyncBatchNorm), ("cuda", 2, nn.SyncBatchNorm)],
 )
-def test_syncbn_between_cpu_processes_is_the_one_that_can(monkeypatch, device, processes, kind):
+def test_syncbn_on_several_cpu_processes_is_naive_syncbn(monkeypatch, device, processes, kind):
     monkeypatch.setattr(comm, "get_world_size", lambda: processes)
     assert type(norm_layer(make_cfg("SyncBN", "MODEL.DEVICE", device), KEY)(8)) is kind
 
 
 @pytest.mark.parametrize(("wrong", "meant"), [("gn", "GN"), ("SynchBN", "SyncBN"), ("frozen_bn", "FrozenBN")])
-def test_unknown_norm_names_the_nearest(wrong, meant):
+def test_error_for_unknown_norm_names_a_similar_one(wrong, meant):
     with pytest.raises(GNDetError, match=f"{KEY} is '{wrong}'.*did you mean '{meant}'"):
         norm_layer(make_cfg(wrong), KEY)
 
 
-def test_unknown_norm_without_a_near_one_lists_what_there_is():
-    with pytest.raises(GNDetError, match="'Weightless'.*known are 'GN', 'LN', 'IN', 'BN'"):
+def test_error_for_unknown_norm_lists_all_if_none_is_similar():
+    with pytest.raises(GNDetError, match="'Weightless'.*use one of 'GN', 'LN', 'IN', 'BN'"):
         check_norm(make_cfg("Weightless"), KEY)
 
 
 @pytest.mark.parametrize(("groups", "per_group"), [(32, 16), (-1, -1), (0, 0), (0, -1)])
-def test_exactly_one_group_key(groups, per_group):
+def test_exactly_one_group_key_must_be_set(groups, per_group):
     cfg = make_cfg("GN", "MODEL.GN.NUM_GROUPS", groups, "MODEL.GN.CHANNELS_PER_GROUP", per_group)
     message = f"NUM_GROUPS is {groups} and MODEL.GN.CHANNELS_PER_GROUP is {per_group}: exactly one"
     with pytest.raises(GNDetError, match=message):
@@ -252,12 +252,12 @@ def test_exactly_one_group_key(groups, per_group):
 
 
 @pytest.mark.parametrize("norm", ["LN", "IN", "BN", ""])
-def test_group_keys_do_not_matter_to_others(norm):
+def test_group_keys_do_not_affect_other_norms(norm):
     check_norm(make_cfg(norm, "MODEL.GN.NUM_GROUPS", 32, "MODEL.GN.CHANNELS_PER_GROUP", 16), KEY)
 
 
 @pytest.mark.parametrize("eps", [0.0, -1e-5])
-def test_eps_is_above_0(eps):
+def test_eps_must_be_above_0(eps):
     with pytest.raises(GNDetError, match=r"MODEL.GN.EPS is .* must be above 0"):
         norm_layer(make_cfg("GN", "MODEL.GN.EPS", eps), KEY)
 
@@ -272,8 +272,8 @@ def test_eps_is_above_0(eps):
         (["MODEL.GN.NUM_GROUPS", -1, "MODEL.GN.CHANNELS_PER_GROUP", 64], "CHANNELS_PER_GROUP", 64, 48),
     ],
 )
-def test_undivided_channels_are_named_with_the_nearest_that_work(opts, key, value, channels):
-    """One layer whose divisors are known: the nearest below and above, and both build."""
+def test_check_groups_names_the_nearest_divisors(opts, key, value, channels):
+    """For one layer, the error names the nearest divisors below and above, and both can be built."""
     cfg = make_cfg("GN", *opts)
     assert num_groups(cfg.MODEL.GN, "GN", channels) is None
     model = nn.ModuleDict({"conv1": nn.ModuleDict({"norm": norm_layer(cfg, KEY)(channels)})})
@@ -283,63 +283,63 @@ def test_undivided_channels_are_named_with_the_nearest_that_work(opts, key, valu
     nearest = [d for d in divisors if d < value][-1:] + [d for d in divisors if d > value][:1]
     expected = (
         f"roi_heads.box_head.conv1 has {channels} channels, which MODEL.GN.{key} {value} does not divide "
-        f"({KEY} is GN): the nearest that does is {' or '.join(map(str, nearest))}."
+        f"({KEY} is GN): set MODEL.GN.{key} to {' or '.join(map(str, nearest))}."
     )
     assert str(error.value) == expected
-    for works in nearest:
-        cfg.MODEL.GN[key] = works
+    for divisor in nearest:
+        cfg.MODEL.GN[key] = divisor
         module = norm_layer(cfg, KEY)(channels)
         check_groups(module, "x")
         assert module(torch.randn(2, channels, 3, 3)).isfinite().all()
 
 
-def test_nearest_values_suit_all_layers():
-    """96 channels want 24 or 48 groups, but beside it stands a layer of 64."""
+def test_proposed_number_of_groups_suits_all_layers():
+    """24 and 48 divide 96 channels, but not the 64 channels of the other layer."""
     make = norm_layer(make_cfg("GN", "MODEL.GN.NUM_GROUPS", 64), KEY)
-    with pytest.raises(GNDetError, match=r"m\.1 has 96 channels.*nearest that does is 32\."):
+    with pytest.raises(GNDetError, match=r"m\.1 has 96 channels.*set MODEL\.GN\.NUM_GROUPS to 32\."):
         check_groups(nn.Sequential(make(64), make(96)), "m")
 
 
-def test_nearest_channels_per_group_suit_the_layers_that_are_one_group():
-    """64 channels are one group of 64: a value for the 96 must still divide them, so not 48 and not 96."""
+def test_proposed_channels_per_group_suit_all_layers():
+    """48 and 96 divide 96 channels, but not the 64 channels of the other layer."""
     opts = ["MODEL.GN.NUM_GROUPS", -1, "MODEL.GN.CHANNELS_PER_GROUP", 64]
     make = norm_layer(make_cfg("GN", *opts), KEY)
-    with pytest.raises(GNDetError, match=r"nearest that does is 32\."):
+    with pytest.raises(GNDetError, match=r"set MODEL\.GN\.CHANNELS_PER_GROUP to 32\."):
         check_groups(nn.Sequential(make(64), make(96)), "m")
 
 
-def test_layers_of_other_norms_do_not_narrow_the_nearest_values():
-    """IN has one channel a group whatever the keys say, so its 25 channels leave GN's 48 alone."""
+def test_layers_of_other_norms_do_not_affect_the_proposed_values():
+    """IN always has one channel per group, so the values need not divide its 25 channels."""
     cfg = make_cfg("GN", "MODEL.GN.NUM_GROUPS", 32, "MODEL.FPN.NORM", "IN")
     layers = nn.Sequential(norm_layer(cfg, "MODEL.FPN.NORM")(25), norm_layer(cfg, KEY)(48))
-    with pytest.raises(GNDetError, match="nearest that does is 24 or 48"):
+    with pytest.raises(GNDetError, match="set MODEL.GN.NUM_GROUPS to 24 or 48"):
         check_groups(layers, "m")
 
 
-def test_further_undivided_layers_are_counted():
+def test_check_groups_counts_further_layers():
     make = norm_layer(make_cfg("GN"), KEY)
-    with pytest.raises(GNDetError, match=r"m\.0 \(and 2 more\) has 40 channels.*nearest that does is 8\."):
+    with pytest.raises(GNDetError, match=r"m\.0 \(and 2 more\) has 40 channels.*set MODEL\.GN\.NUM_GROUPS to 8\."):
         check_groups(nn.Sequential(make(40), make(48), make(64), make(8)), "m")
 
 
-def test_check_groups_says_nothing_of_a_model_that_fits():
+def test_check_groups_accepts_divisible_channels():
     make = norm_layer(make_cfg("GN"), KEY)
     check_groups(nn.Sequential(make(64), make(256)), "m")
 
 
-def test_with_norms_leaves_the_config_alone():
+def test_with_norms_does_not_change_the_config():
     cfg = make_cfg("LN")
     before = cfg.dump()
     cfg.freeze()
     copy = with_norms(cfg)
     assert cfg.dump() == before
     assert get_key(copy, KEY)(12).num_groups == 1
-    again = with_norms(copy)  # a part may be handed what another part made
+    again = with_norms(copy)  # a part may get the config from another part
     assert get_key(again, KEY) is get_key(copy, KEY)
 
 
 class FusedGroupNorm(nn.Module):
-    """A norm of another library: no class that torch or detectron2 lists."""
+    """A norm of another library, whose class is unknown to torch and detectron2."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -347,20 +347,20 @@ class FusedGroupNorm(nn.Module):
         self.inner = nn.Conv2d(channels, channels, 1)
 
 
-def test_norms_are_known_by_name():
+def test_is_norm_by_class_name():
     norms = [nn.GroupNorm(1, 4), nn.BatchNorm2d(4), nn.SyncBatchNorm(4), FrozenBatchNorm2d(4), nn.InstanceNorm2d(4)]
     norms += [Detectron2LayerNorm(4), nn.RMSNorm(4), FusedGroupNorm(4)]
     assert all(map(is_norm, norms))
     assert not any(map(is_norm, [nn.Conv2d(4, 4, 1), nn.Linear(4, 4), nn.ReLU(), nn.Sequential(), nn.Dropout()]))
 
 
-def test_norm_parameters_are_scales_and_shifts_alone():
+def test_norm_parameters_are_only_scales_and_shifts():
     fused, gn = FusedGroupNorm(4), nn.GroupNorm(2, 4)
     model = nn.Sequential(nn.Conv2d(4, 4, 1), gn, fused, FrozenBatchNorm2d(4))
     assert norm_parameters(model) == {gn.weight, gn.bias, fused.gamma}
 
 
-def test_zero_init_residual_leaves_other_modules_alone():
+def test_zero_init_residual_does_not_change_other_modules():
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4))
     zero_init_residual(model)
     assert bool((model[1].weight == 1).all())

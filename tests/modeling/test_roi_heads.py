@@ -1,4 +1,4 @@
-"""Box, mask and C4 heads: detectron2's with the switch, down to the outputs and losses of the whole model."""
+"""Box, mask and C4 heads: their layers, and the equality of whole models with detectron2's."""
 
 import copy
 import logging
@@ -41,7 +41,7 @@ def head_cfg(norm: str = "GN", *opts) -> CfgNode:
     return cfg
 
 
-def with_our_parts(cfg: CfgNode, kind: str, *opts) -> CfgNode:
+def with_gn_det_parts(cfg: CfgNode, kind: str, *opts) -> CfgNode:
     cfg = cfg.clone()
     add_gn_det_config(cfg)
     for key, name in {"FPN": FPN_PARTS, "C4": C4_PARTS}[kind].items():
@@ -50,27 +50,28 @@ def with_our_parts(cfg: CfgNode, kind: str, *opts) -> CfgNode:
     return cfg
 
 
-# ---- the whole model beside detectron2's own
+# ---- whole models compared with detectron2's
 
 
 @pytest.fixture(params=["FPN", "C4"])
 def pair(request, stock_cfg) -> tuple[nn.Module, nn.Module]:
-    """Our model and detectron2's of one config, with the same weights, none of them at a neutral value."""
+    """Return gn_det's and detectron2's model of one config, with equal weights that differ from 0 and 1."""
     opts = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.NUM_CLASSES", 5]
-    stock = stock_cfg(request.param, *opts)
-    theirs, ours = build_model(stock), build_model(with_our_parts(stock, request.param))
+    cfg = stock_cfg(request.param, *opts)
+    stock, model = build_model(cfg), build_model(with_gn_det_parts(cfg, request.param))
     with torch.no_grad():
-        for name, p in theirs.named_parameters():
-            p.mul_(20 if "predictor" in name else 1)  # initialised so small that all classes score alike
+        for name, p in stock.named_parameters():
+            # The initial predictors are so small that all classes have almost the same score.
+            p.mul_(20 if "predictor" in name else 1)
             if p.dim() == 1:
                 p.add_(0.1 * torch.randn_like(p))
-    shapes = [[(k, v.shape) for k, v in m.state_dict().items()] for m in (ours, theirs)]
+    shapes = [[(k, v.shape) for k, v in m.state_dict().items()] for m in (model, stock)]
     assert shapes[0] == shapes[1]
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
+    model.load_state_dict(stock.state_dict())
+    return model, stock
 
 
-def test_detections_are_detectron2s(pair, batch):
+def test_detections_match_detectron2(pair, batch):
     images = batch(0, 0, height=128, width=160)
     with torch.no_grad():
         got, want = (model.eval().inference(images, do_postprocess=False) for model in pair)
@@ -87,7 +88,7 @@ def test_detections_are_detectron2s(pair, batch):
         assert torch.equal(a["instances"].pred_masks, b["instances"].pred_masks)
 
 
-def test_losses_and_gradients_are_detectron2s(pair, batch):
+def test_losses_and_gradients_match_detectron2(pair, batch):
     images, losses = batch(2, 1, height=128, width=160), []
     for model in pair:
         torch.manual_seed(1)  # anchors and proposals are sampled
@@ -106,12 +107,12 @@ def test_losses_and_gradients_are_detectron2s(pair, batch):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5 * scale, msg=name)
 
 
-# ---- where the norms are
+# ---- the places of the norms
 
 
 @pytest.mark.parametrize("norm", KINDS)
-def test_model_has_norms_where_the_paper_has_them(norm, stock_cfg):
-    cfg = with_our_parts(stock_cfg("FPN"), "FPN", "MODEL.ROI_BOX_HEAD.NORM", norm, "MODEL.ROI_MASK_HEAD.NORM", norm)
+def test_heads_have_norms_as_in_the_paper(norm, stock_cfg):
+    cfg = with_gn_det_parts(stock_cfg("FPN"), "FPN", "MODEL.ROI_BOX_HEAD.NORM", norm, "MODEL.ROI_MASK_HEAD.NORM", norm)
     with torch.device("meta"):
         cfg.MODEL.DEVICE = "meta"
         model = build_model(cfg)
@@ -135,7 +136,7 @@ def test_model_has_norms_where_the_paper_has_them(norm, stock_cfg):
         assert layer.bias is not None
 
 
-def test_box_head_is_conv_norm_relu_four_times_then_one_fc():
+def test_box_head_has_four_convs_and_one_fc():
     head = FastRCNN4Conv1FCGNHead(head_cfg(), BOX_INPUT)
     kinds = [Conv2d] * 4 + [nn.Flatten, nn.Linear, nn.ReLU]
     assert [type(m) for m in head] == kinds
@@ -148,7 +149,7 @@ def test_box_head_is_conv_norm_relu_four_times_then_one_fc():
     assert head.output_shape.channels == 32
 
 
-def test_mask_head_is_conv_norm_relu_four_times_then_deconv_relu_and_1x1():
+def test_mask_head_has_four_convs_deconv_and_predictor():
     head = MaskRCNNConvUpsampleGNHead(head_cfg(), MASK_INPUT)
     assert [type(m) for m in head] == [Conv2d] * 4 + [ConvTranspose2d, nn.ReLU, Conv2d]
     x = want = torch.randn(3, 64, 14, 14)
@@ -161,7 +162,7 @@ def test_mask_head_is_conv_norm_relu_four_times_then_deconv_relu_and_1x1():
 
 
 @pytest.mark.parametrize("agnostic", [True, False])
-def test_mask_head_follows_the_other_keys(agnostic):
+def test_mask_head_follows_its_other_config_keys(agnostic):
     opts = ["MODEL.ROI_MASK_HEAD.NUM_CONV", 2, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", agnostic]
     head = MaskRCNNConvUpsampleGNHead(head_cfg("GN", *opts), MASK_INPUT)
     assert len(head.conv_norm_relus) == 2
@@ -183,7 +184,7 @@ def test_c4_head_has_the_backbones_norm(norm):
 
 
 @pytest.mark.parametrize("in_1x1", [True, False])
-def test_c4_head_has_its_stride_on_the_3x3(in_1x1, caplog):
+def test_c4_head_has_stride_on_the_3x3_convolution(in_1x1, caplog):
     cfg = head_cfg("", "MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.STRIDE_IN_1X1", in_1x1)
     with torch.device("meta"), caplog.at_level(logging.WARNING, "gn_det"):
         head = Res5GNROIHeads(cfg, C4_INPUT)
@@ -218,7 +219,7 @@ def test_box_head_refuses_other_numbers_of_layers(conv, fc):
 
 
 @pytest.mark.parametrize(("conv", "fc"), [(0, 0), (0, 2), (4, 1)])
-def test_box_head_takes_detectron2s_defaults_as_its_own(conv, fc):
+def test_box_head_accepts_detectron2s_default_numbers_of_layers(conv, fc):
     cfg = head_cfg("GN", "MODEL.ROI_BOX_HEAD.NUM_CONV", conv, "MODEL.ROI_BOX_HEAD.NUM_FC", fc)
     head = FastRCNN4Conv1FCGNHead(cfg, BOX_INPUT)
     assert (len(head.conv_norm_relus), len(head.fcs)) == (4, 1)
@@ -231,20 +232,20 @@ def test_box_head_takes_detectron2s_defaults_as_its_own(conv, fc):
         (MaskRCNNConvUpsampleGNHead, r"mask_head\.mask_fcn1 \(and 3 more\)", "ROI_MASK_HEAD"),
     ],
 )
-def test_undivided_channels_name_the_layer(build, layer, key):
+def test_error_for_indivisible_channels_names_the_layer(build, layer, key):
     cfg = head_cfg("GN", f"MODEL.{key}.CONV_DIM", 72)
-    message = rf"roi_heads\.{layer} has 72 channels, .*MODEL\.GN\.NUM_GROUPS 32 .*{key}\.NORM is GN.*is 24 or 36\."
+    message = rf"roi_heads\.{layer} has 72 channels, .*MODEL\.GN\.NUM_GROUPS 32 .*{key}\.NORM is GN.*to 24 or 36\."
     with pytest.raises(GNDetError, match=message):
         build(cfg, BOX_INPUT)
-    for works in (24, 36):
-        cfg.MODEL.GN.NUM_GROUPS = works
+    for groups in (24, 36):
+        cfg.MODEL.GN.NUM_GROUPS = groups
         build(cfg, BOX_INPUT)
 
 
-def test_undivided_channels_of_the_c4_head_name_the_layer():
+def test_error_for_indivisible_channels_of_the_c4_head_names_the_layer():
     opts = ["MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.WIDTH_PER_GROUP", 62, "MODEL.RESNETS.STRIDE_IN_1X1", False]
     cfg = head_cfg("", *opts)
-    message = r"roi_heads\.res5\.0\.conv1 \(and 5 more\) has 496 channels.*RESNETS\.NORM is GN.*that does is 16\."
+    message = r"roi_heads\.res5\.0\.conv1 \(and 5 more\) has 496 channels.*RESNETS\.NORM is GN.*NUM_GROUPS to 16\."
     with pytest.raises(GNDetError, match=message), torch.device("meta"):
         Res5GNROIHeads(cfg, C4_INPUT)
     cfg.MODEL.GN.NUM_GROUPS = 16
@@ -279,7 +280,7 @@ def test_c4_head_can_be_built_without_a_config():
 
 @pytest.mark.parametrize("norm", ["GN", "LN", "IN", ""])
 @pytest.mark.parametrize("training", [True, False])
-def test_heads_take_zero_regions(norm, training):
+def test_heads_accept_zero_regions(norm, training):
     box = FastRCNN4Conv1FCGNHead(head_cfg(norm), BOX_INPUT).train(training)
     mask = MaskRCNNConvUpsampleGNHead(head_cfg(norm), MASK_INPUT).train(training)
     y = box(torch.randn(0, 64, 7, 7, requires_grad=True))
@@ -291,8 +292,8 @@ def test_heads_take_zero_regions(norm, training):
 
 
 @pytest.mark.parametrize("norm", ["GN", "LN", "IN"])
-def test_a_region_does_not_see_the_others(norm):
-    """What BN in the box head gets wrong: regions of one image are not independent."""
+def test_regions_do_not_affect_each_other(norm):
+    """With BN in the box head they do, although the regions of one image are not independent samples."""
     box = FastRCNN4Conv1FCGNHead(head_cfg(norm), BOX_INPUT).double()
     x = torch.randn(5, 64, 7, 7).double()
     torch.testing.assert_close(box(x)[:1], box(x[:1]))
@@ -300,21 +301,21 @@ def test_a_region_does_not_see_the_others(norm):
     assert not torch.allclose(bn(x)[:1], bn(x[:1]), atol=1e-3)
 
 
-def quick(tiny_cfg, *opts) -> CfgNode:
+def quickstart_cfg(tiny_cfg, *opts) -> CfgNode:
     return tiny_cfg("quickstart_R18_FPN_gn_scratch", *opts)
 
 
-def c4(stock_cfg) -> CfgNode:
-    return with_our_parts(stock_cfg("C4", "MODEL.ROI_HEADS.NUM_CLASSES", 5), "C4")
+def c4_cfg(stock_cfg) -> CfgNode:
+    return with_gn_det_parts(stock_cfg("C4", "MODEL.ROI_HEADS.NUM_CLASSES", 5), "C4")
 
 
 @pytest.fixture(params=["FPN", "C4"])
 def small_model(request, tiny_cfg, stock_cfg) -> nn.Module:
-    return build_model(quick(tiny_cfg) if request.param == "FPN" else c4(stock_cfg))
+    return build_model(quickstart_cfg(tiny_cfg) if request.param == "FPN" else c4_cfg(stock_cfg))
 
 
 @pytest.mark.parametrize("objects", [(2,), (0,), (0, 0), (2, 0), (0, 3)])
-def test_training_with_one_image_and_with_images_without_objects(small_model, batch, objects):
+def test_training_with_one_image_or_without_objects(small_model, batch, objects):
     with EventStorage():
         losses = small_model.train()(batch(*objects))
     assert all(loss.isfinite() for loss in losses.values())
@@ -326,7 +327,7 @@ def test_training_with_one_image_and_with_images_without_objects(small_model, ba
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_evaluating_one_image_with_and_without_detections(small_model, batch, threshold):
+def test_inference_on_one_image_with_and_without_detections(small_model, batch, threshold):
     small_model.eval().roi_heads.box_predictor.test_score_thresh = threshold
     with torch.no_grad():
         (found,) = small_model(batch(0))
@@ -336,8 +337,8 @@ def test_evaluating_one_image_with_and_without_detections(small_model, batch, th
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_roi_heads_take_zero_proposals(small_model, training):
-    """Evaluation with none proposed; training with none proposed and no object to add."""
+def test_roi_heads_accept_zero_proposals(small_model, training):
+    """In training there is no ground-truth box either that detectron2 would add to the proposals."""
     heads = small_model.train(training).roi_heads
     size = (96, 128)
     proposals = Instances(size, proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.zeros(0))

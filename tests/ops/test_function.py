@@ -1,6 +1,6 @@
-"""gn_det.ops.group_norm on a CPU: against the equations in float64, and against what PyTorch has.
+"""gn_det.ops.group_norm on a CPU, compared with the equations in float64 and with PyTorch's operations.
 
-The kernels for CUDA are tested in test_triton_kernels.py.
+test_triton_kernels.py tests the kernels for CUDA.
 """
 
 import copy
@@ -20,27 +20,27 @@ from gn_det.ops import FusedGroupNorm, function, group_norm, native, reference, 
 # (N, C, *) and groups
 SHAPES = [
     ((2, 8, 5, 7), 4),
-    ((2, 96, 3, 4), 32),  # 3 channels a group
+    ((2, 96, 3, 4), 32),  # 3 channels per group
     ((1, 48, 6, 1), 3),
     ((3, 6, 1, 5), 1),
     ((2, 6, 4, 4), 6),
     ((4, 12), 4),
     ((2, 12, 9), 2),
     ((2, 4, 2, 3, 5), 2),
-    ((3, 8, 1, 1), 8),  # a single value in each group
+    ((3, 8, 1, 1), 8),  # a single value per group
     ((0, 8, 7, 7), 4),
 ]
 EPS = 1e-5
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_forced(monkeypatch):
+def no_forced_implementation(monkeypatch):
     monkeypatch.delenv(select.ENVIRONMENT, raising=False)
     monkeypatch.setattr(select, "_failure", None)
 
 
 def make(shape, dtype=torch.float32) -> list[torch.Tensor]:
-    """x, weight, bias and residual."""
+    """Return x, weight, bias and residual."""
     values = [3 + torch.randn(shape), torch.randn(shape[1]), torch.randn(shape[1]), torch.randn(shape)]
     return [value.to(dtype).requires_grad_() for value in values]
 
@@ -60,14 +60,14 @@ def equations(x, groups, weight, bias, residual, activation) -> torch.Tensor:
 
 
 def stock(x, groups, weight, bias, residual=None, activation=None) -> torch.Tensor:
-    """As detectron2's blocks have it."""
+    """The operations of detectron2's blocks."""
     y = torch.group_norm(x, groups, weight, bias, EPS)
     y = y if residual is None else y + residual
     return F.relu(y) if activation else y
 
 
 def with_gradients(operation, x, groups, weight, bias, residual, activation) -> list[torch.Tensor]:
-    """y and its gradients by whatever has one."""
+    """Return y and its gradients with respect to all inputs that are given."""
     y = operation(x, groups, weight, bias, residual=residual, activation=activation)
     dy = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y)
     inputs = [t for t in (x, weight, bias, residual) if t is not None]
@@ -75,7 +75,7 @@ def with_gradients(operation, x, groups, weight, bias, residual, activation) -> 
 
 
 def layout(x: torch.Tensor, last: bool) -> torch.Tensor:
-    """x, with its channels side by side in memory or not."""
+    """Return x in channels_last (if ``last``) or contiguous memory format."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     x = x.detach()
     x = x.contiguous(memory_format=formats[x.dim()]) if last and x.dim() in formats else x.contiguous()
@@ -84,7 +84,7 @@ def layout(x: torch.Tensor, last: bool) -> torch.Tensor:
 
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
-def test_it_is_the_equations(shape, groups, activation):
+def test_group_norm_matches_equations(shape, groups, activation):
     x, weight, bias, residual = make(shape)
     want = equations(x, groups, weight, bias, residual, activation)
     y = group_norm(x, groups, weight, bias, EPS, residual, activation)
@@ -100,8 +100,8 @@ def test_it_is_the_equations(shape, groups, activation):
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("mask_from_output", [False, True])
-def test_the_backward_is_the_derivative(monkeypatch, last, activation, with_residual, mask_from_output):
-    """By finite differences in float64, for which the node is called itself: group_norm takes the reference for it."""
+def test_backward_matches_finite_differences(monkeypatch, last, activation, with_residual, mask_from_output):
+    """In float64. The autograd node is called directly, because group_norm uses the reference for float64."""
     monkeypatch.setattr(native, "SAVES_OUTPUT", mask_from_output)
     x, weight, bias, residual = make((2, 6, 3, 4), torch.float64)
     x, residual = layout(x, last), layout(residual, last) if with_residual else None
@@ -116,7 +116,7 @@ def test_the_backward_is_the_derivative(monkeypatch, last, activation, with_resi
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
-def test_it_is_pytorchs_in_float32(shape, groups, with_residual, activation, last):
+def test_group_norm_matches_pytorch_in_float32(shape, groups, with_residual, activation, last):
     x, weight, bias, residual = make(shape)
     x, residual = layout(x, last), layout(residual, not last) if with_residual else None
     got = with_gradients(group_norm, x, groups, weight, bias, residual, activation)
@@ -128,7 +128,7 @@ def test_it_is_pytorchs_in_float32(shape, groups, with_residual, activation, las
 
 @pytest.mark.parametrize("affine", [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scale_and_shift_may_be_absent(affine, dtype):
+def test_weight_and_bias_are_optional(affine, dtype):
     x, *pair, residual = make((2, 8, 3, 5), dtype)
     weight, bias = (t if wanted else None for t, wanted in zip(pair, affine, strict=True))
     wide = [None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias, residual)]
@@ -143,26 +143,26 @@ def test_scale_and_shift_may_be_absent(affine, dtype):
 @pytest.mark.parametrize("affine_dtype", [torch.float32, None])
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("last", [False, True])
-def test_half_types_are_as_near_to_float64_as_pytorchs(dtype, affine_dtype, activation, last):
+def test_half_precision_error_is_not_above_that_of_pytorch(dtype, affine_dtype, activation, last):
     x, weight, bias, residual = make((2, 32, 9, 11), dtype)
     x = layout(x, last)
     weight, bias = (t.detach().to(affine_dtype or dtype).requires_grad_() for t in (weight, bias))
     wide = [t.detach().double().requires_grad_() for t in (x, weight, bias, residual)]
     want = with_gradients(stock, wide[0], 8, *wide[1:], activation)
     got = with_gradients(group_norm, x, 8, weight, bias, residual, activation)
-    theirs = with_gradients(stock, x, 8, weight, bias, residual, activation)
+    by_pytorch = with_gradients(stock, x, 8, weight, bias, residual, activation)
     assert [t.dtype for t in got] == [dtype, dtype, weight.dtype, bias.dtype, dtype]
-    for a, b, exact in zip(got, theirs, want, strict=True):
+    for a, b, exact in zip(got, by_pytorch, want, strict=True):
         assert (a - exact).norm() <= 1.05 * (b - exact).norm() + 1e-3 * exact.norm()
 
 
-def test_half_types_have_their_statistics_in_float32():
+def test_half_precision_has_float32_statistics():
     for weight, bias in ((None, None), (torch.ones(8).bfloat16(), None)):
         _, mean, rstd = native.forward(torch.randn(2, 8, 5, 5).bfloat16(), None, weight, bias, 4, EPS, False)
         assert mean.dtype == rstd.dtype == torch.float32
 
 
-def test_autocast_leaves_the_input_as_it_is():
+def test_autocast_does_not_change_the_input_dtype():
     x, weight, bias, residual = make((2, 8, 5, 5))
     with torch.autocast("cpu", torch.bfloat16):
         assert group_norm(x, 4, weight, bias, residual=residual).dtype == torch.float32
@@ -172,7 +172,7 @@ def test_autocast_leaves_the_input_as_it_is():
     assert x.grad.dtype == weight.grad.dtype == residual.grad.dtype == torch.float32
 
 
-def test_a_large_mean_does_not_cancel():
+def test_large_mean_causes_no_cancellation():
     x, weight, bias, _ = make((2, 8, 32, 32))
     x = (1000 + torch.randn_like(x)).requires_grad_()
     y = group_norm(x, 4, weight, bias)
@@ -181,8 +181,8 @@ def test_a_large_mean_does_not_cancel():
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_any_strides(last):
-    """A crop and a transposed map, and a gradient without strides."""
+def test_noncontiguous_inputs(last):
+    """A crop, a transposed map, and an expanded gradient, whose strides are 0."""
     x, weight, bias, residual = make((2, 8, 6, 9))
     whole = layout(torch.randn(2, 8, 12, 12), last).detach()
     views = {"crop": whole[:, :, 1:7, 2:11], "transposed": whole[:, :, :9, :6].transpose(2, 3)}
@@ -190,7 +190,7 @@ def test_any_strides(last):
         assert not view.is_contiguous() and view.shape == x.shape
         got, want = view.clone().requires_grad_(), view.contiguous().requires_grad_()
         y = group_norm(view.requires_grad_(), 4, weight, bias, residual=residual, activation="relu")
-        y.sum().backward()  # whose gradient is one number, expanded
+        y.sum().backward()  # its gradient is a single expanded number
         stock(want, 4, weight, bias, residual, "relu").sum().backward()
         torch.testing.assert_close(y, stock(got, 4, weight, bias, residual, "relu"))
         torch.testing.assert_close(view.grad, want.grad, rtol=1e-5, atol=1e-5, msg=name)
@@ -198,64 +198,64 @@ def test_any_strides(last):
         views[name] = whole.detach()
 
 
-def test_only_what_is_asked_for_is_computed(monkeypatch):
-    asked = []
+def test_only_required_gradients_are_computed(monkeypatch):
+    requested = []
     backward = native.backward
-    monkeypatch.setattr(native, "backward", lambda *args: asked.append(args[-1]) or backward(*args))
+    monkeypatch.setattr(native, "backward", lambda *args: requested.append(args[-1]) or backward(*args))
     for wanted in ("x", "weight bias", "residual", "x residual weight"):
         values = dict(zip(("x", "weight", "bias", "residual"), make((2, 8, 3, 3)), strict=True))
         for name, value in values.items():
             value.requires_grad_(name in wanted.split())
         group_norm(groups=4, activation="relu", **values).sum().backward()
         assert all((value.grad is not None) == value.requires_grad for value in values.values())
-        assert asked.pop() == [name in wanted.split() for name in ("x", "residual", "weight", "bias")]
+        assert requested.pop() == [name in wanted.split() for name in ("x", "residual", "weight", "bias")]
     with torch.no_grad():
         assert group_norm(groups=4, **values).grad_fn is None
 
 
-def kept_bytes(x, weight, bias, residual, activation) -> int:
-    kept: dict[int, int] = {}
+def saved_bytes(x, weight, bias, residual, activation) -> int:
+    saved: dict[int, int] = {}
 
     def pack(tensor):
-        kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        saved[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         y = group_norm(x, 4, weight, bias, residual=residual, activation=activation)
-    # The output is alive as the next layer's input.
-    return sum(size for pointer, size in kept.items() if pointer != y.data_ptr())
+    # The output is not counted: it stays in memory as the input of the next layer.
+    return sum(size for pointer, size in saved.items() if pointer != y.data_ptr())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("mask_from_output", [False, True])
-def test_little_is_kept_for_backward(monkeypatch, dtype, activation, with_residual, mask_from_output):
-    """x, (N, G) means and deviations, and the affine: not the residual, nor what the ReLU was given."""
+def test_saved_tensors(monkeypatch, dtype, activation, with_residual, mask_from_output):
+    """Saved are x, mean and rstd of (N, G), weight and bias, but not the residual or the input of the ReLU."""
     monkeypatch.setattr(native, "SAVES_OUTPUT", mask_from_output)
     x, weight, bias, residual = make((2, 8, 9, 9))
     x, residual = x.to(dtype), residual.to(dtype) if with_residual else None
     affine = 8 * 4
     shift = affine if activation and not (with_residual or mask_from_output) else 0
     size = x.numel() * x.element_size() + 2 * (2 * 4) * 4 + affine + shift
-    assert kept_bytes(x, weight, bias, residual, activation) == size
+    assert saved_bytes(x, weight, bias, residual, activation) == size
 
 
-def test_the_residuals_gradient_is_no_copy():
+def test_gradient_of_residual_is_not_copied():
     x, weight, bias, residual = make((2, 8, 3, 3))
     y = group_norm(x, 4, weight, bias, residual=residual)
     dy = torch.randn_like(y)
     assert torch.autograd.grad(y, residual, dy)[0].data_ptr() == dy.data_ptr()
 
 
-def test_it_is_differentiated_once():
+def test_second_derivative_is_refused():
     x, weight, bias, _ = make((2, 8, 3, 3))
     (dx,) = torch.autograd.grad(group_norm(x, 4, weight, bias).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()
 
 
-def test_what_is_no_number_stays_so():
+def test_nan_is_propagated():
     x, weight, bias, _ = make((1, 8, 3, 3))
     y = group_norm(x.detach().index_fill(1, torch.tensor(0), float("nan")), 4, weight, bias, activation="relu")
     assert y[:, :2].isnan().all() and y[:, 2:].isfinite().all()
@@ -267,44 +267,49 @@ X = torch.zeros(2, 8, 3, 3)
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"x": torch.zeros(8)}, r"x is \(8,\) of float32; it has to be \(N, C, \*\)"),
-        ({"x": X.long()}, "of int64; it has to be"),
-        ({"groups": 3}, "8 channels cannot be divided into 3 groups"),
-        ({"groups": 0}, "into 0 groups"),
-        ({"weight": torch.ones(4)}, r"weight is \(4,\) of float32; for 8 channels"),
-        ({"bias": torch.ones(8, 1)}, r"bias is \(8, 1\)"),
-        ({"residual": X[:1]}, "of one shape"),
-        ({"activation": "gelu"}, "activation is 'gelu'"),
+        ({"x": torch.zeros(8)}, r"x has shape \(8,\) and dtype float32; it must have shape \(N, C, \*\)"),
+        ({"x": X.long()}, "dtype int64; it must have"),
+        ({"groups": 3}, "groups is 3; it must be 1 or more and divide the 8 channels"),
+        ({"groups": 0}, "groups is 0; it must be 1 or more"),
+        ({"weight": torch.ones(4)}, r"weight has shape \(4,\) and dtype float32; for 8 channels"),
+        ({"bias": torch.ones(8, 1)}, r"bias has shape \(8, 1\)"),
+        ({"residual": X[:1]}, "their shapes must be equal"),
+        ({"activation": "gelu"}, "activation is 'gelu'; it must be None or 'relu'"),
     ],
 )
-def test_arguments_that_do_not_fit(changed, message):
+def test_wrong_arguments_are_refused(changed, message):
     with pytest.raises(ValueError, match=message) as error:
         group_norm(**({"x": X, "groups": 4} | changed))
-    assert not isinstance(error.value, GNDetError)  # a mistake in code keeps its traceback
+    assert not isinstance(error.value, GNDetError)  # a mistake in the calling code keeps its traceback
 
 
-# Which implementation runs
+# The choice of the implementation
 
 
-def test_an_unknown_choice(monkeypatch):
+def test_unknown_implementation_is_refused(monkeypatch):
     monkeypatch.setenv(select.ENVIRONMENT, "cuda")
-    with pytest.raises(GNDetError, match="GN_DET_OPS is 'cuda'; it is one of reference, native, triton, or unset."):
+    with pytest.raises(
+        GNDetError, match="GN_DET_OPS is 'cuda'; it must be one of reference, native, triton, or unset."
+    ):
         group_norm(X, 4)
 
 
-def test_triton_cannot_be_forced_on_a_cpu(monkeypatch):
+def test_forcing_triton_on_cpu_is_refused(monkeypatch):
     monkeypatch.setenv(select.ENVIRONMENT, "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(GNDetError, match="GN_DET_OPS is triton, whose kernels need CUDA, and x is on cpu: unset it."):
+    message = (
+        "GN_DET_OPS is triton, but x is on cpu and the Triton kernels need CUDA: unset GN_DET_OPS, or set it to native."
+    )
+    with pytest.raises(GNDetError, match=message):
         group_norm(X, 4)
 
 
 @pytest.mark.parametrize("name", ["reference", "native", ""])
-def test_the_choice_is_followed(monkeypatch, name):
+def test_forced_implementation_runs(monkeypatch, name):
     called = []
     for module, attribute in ((reference, "group_norm"), (native, "forward")):
-        stock_function = getattr(module, attribute)
-        record = lambda *args, module=module, f=stock_function: called.append(module) or f(*args)  # noqa: E731
+        original = getattr(module, attribute)
+        record = lambda *args, module=module, f=original: called.append(module) or f(*args)  # noqa: E731
         monkeypatch.setattr(module, attribute, record)
     monkeypatch.setenv(select.ENVIRONMENT, name)
     group_norm(X, 4)
@@ -315,8 +320,8 @@ def test_the_choice_is_followed(monkeypatch, name):
     assert called == [reference, reference]
 
 
-def as_on_cuda(monkeypatch, error: Exception) -> list[str]:
-    """Triton is preferred, and fails."""
+def failing_triton(monkeypatch, error: Exception) -> list[str]:
+    """Prefer Triton, as on CUDA, and let its kernels fail. Returns a list with one item per attempt."""
     tried = []
 
     def fail(*args):
@@ -324,13 +329,13 @@ def as_on_cuda(monkeypatch, error: Exception) -> list[str]:
         raise error
 
     kernels = types.SimpleNamespace(forward=fail, backward=fail)
-    monkeypatch.setattr(select, "_fused", lambda: kernels)
+    monkeypatch.setattr(select, "_import_fused", lambda: kernels)
     monkeypatch.setattr(select, "_prefers_triton", lambda x: select._failure is None)
     return tried
 
 
-def test_where_triton_fails_pytorchs_kernels_run_and_it_is_said_once(monkeypatch, caplog):
-    tried = as_on_cuda(monkeypatch, RuntimeError("Failed to find\nC compiler."))
+def test_failing_triton_falls_back_to_native_with_one_warning(monkeypatch, caplog):
+    tried = failing_triton(monkeypatch, RuntimeError("Failed to find\nC compiler."))
     x, weight, bias, residual = make((2, 8, 3, 3))
     with caplog.at_level(logging.WARNING, "gn_det"):
         for _ in range(2):
@@ -342,10 +347,10 @@ def test_where_triton_fails_pytorchs_kernels_run_and_it_is_said_once(monkeypatch
     assert "(RuntimeError: Failed to find C compiler.)" in record.getMessage()
 
 
-def test_a_backward_that_fails_after_its_forward(monkeypatch):
-    """What the kernels' forward kept is enough for PyTorch's backward."""
-    as_on_cuda(monkeypatch, RuntimeError("no"))
-    monkeypatch.setattr(select._fused(), "forward", native.forward)
+def test_triton_failing_in_backward_falls_back_to_native(monkeypatch):
+    """The tensors that the forward pass of the kernels saved are enough for the native backward pass."""
+    failing_triton(monkeypatch, RuntimeError("no"))
+    monkeypatch.setattr(select._import_fused(), "forward", native.forward)
     x, weight, bias, _ = make((2, 8, 3, 3))
     got = with_gradients(group_norm, x, 4, weight, bias, None, "relu")
     for a, b in zip(got, with_gradients(stock, x, 4, weight, bias, None, "relu"), strict=True):
@@ -356,8 +361,8 @@ class Subclass(torch.Tensor):
     pass
 
 
-def test_what_the_kernels_cannot_read_is_not_given_to_them(monkeypatch):
-    tried = as_on_cuda(monkeypatch, RuntimeError("no"))
+def test_unreadable_tensors_do_not_reach_the_kernels(monkeypatch):
+    tried = failing_triton(monkeypatch, RuntimeError("no"))
     group_norm(X.as_subclass(Subclass), 4)
     assert group_norm(torch.empty(2, 4, 2**15, 2**14, device="meta"), 4).shape[0] == 2
     assert tried == []
@@ -366,12 +371,12 @@ def test_what_the_kernels_cannot_read_is_not_given_to_them(monkeypatch):
 
 
 @pytest.mark.parametrize("forced", [False, True])
-def test_what_is_not_hidden(monkeypatch, forced):
-    """A lack of memory, and a failure of what was asked for."""
+def test_some_triton_errors_are_raised(monkeypatch, forced):
+    """Out of memory, and any failure if Triton is forced."""
     error = RuntimeError("no") if forced else torch.OutOfMemoryError("no memory")
-    as_on_cuda(monkeypatch, error)
+    failing_triton(monkeypatch, error)
     if forced:
-        monkeypatch.setattr(select, "forced", lambda: "triton")
+        monkeypatch.setattr(select, "forced_implementation", lambda: "triton")
     with pytest.raises(type(error), match="no"):
         group_norm(X, 4)
 
@@ -380,7 +385,7 @@ def test_what_is_not_hidden(monkeypatch, forced):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning", "error::torch.jit.TracerWarning")
-def test_a_trace_shows_pytorchs_operations():
+def test_trace_contains_pytorch_operations():
     layer = FusedGroupNorm(4, 8, activation="relu")
     traced = torch.jit.trace(layer, (X, X))
     kinds = [node.kind() for node in traced.inlined_graph.nodes() if node.kind().startswith("aten::")]
@@ -391,25 +396,25 @@ def test_a_trace_shows_pytorchs_operations():
     torch.testing.assert_close(scripted(x, x), layer(x, x))
 
 
-def test_an_export_shows_pytorchs_operations(monkeypatch):
+def test_export_contains_pytorch_operations(monkeypatch):
     program = torch.export.export(FusedGroupNorm(4, 8, activation="relu"), (X, X))
     kinds = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert kinds == ["aten.group_norm.default", "aten.add.Tensor", "aten.relu.default"]
-    assert not select.is_plain(X)
+    assert not select.uses_reference(X)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)  # on CUDA too
-    assert select.is_plain(X)
+    assert select.uses_reference(X)
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_the_operator_for_the_compiler(with_residual):
-    """What it says of shapes, memory formats and gradients is what it does; dynamic sizes included."""
+def test_operator_passes_opcheck(with_residual):
+    """The declared shapes, memory formats and gradients are the real ones, also with dynamic sizes."""
     x, weight, bias, residual = make((2, 8, 3, 5))
     x, residual = layout(x, True), layout(residual, True) if with_residual else None
     torch.library.opcheck(torch.ops.gn_det.group_norm, (x, residual, weight, bias, 4, EPS, True))
 
 
-def test_compiled_for_cuda_it_is_one_operator(monkeypatch):
-    monkeypatch.setattr(select, "is_plain", lambda x: False)  # as for CUDA
+def test_group_norm_compiled_for_cuda_is_one_operator(monkeypatch):
+    monkeypatch.setattr(select, "uses_reference", lambda x: False)  # as on CUDA
     graphs = []
     compiled = torch.compile(group_norm, backend=lambda graph, _: graphs.append(graph.code) or graph, fullgraph=True)
     x, weight, bias, residual = make((2, 8, 3, 5))
@@ -423,7 +428,7 @@ def test_compiled_for_cuda_it_is_one_operator(monkeypatch):
 # The module
 
 
-def test_the_module_is_an_nn_group_norm():
+def test_fused_group_norm_is_an_nn_group_norm():
     layer, plain = FusedGroupNorm(4, 8, eps=1e-3, activation="relu"), nn.GroupNorm(4, 8, eps=1e-3)
     nn.init.normal_(plain.weight)
     assert isinstance(layer, nn.GroupNorm)

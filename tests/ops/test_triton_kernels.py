@@ -1,25 +1,26 @@
-"""The Triton kernels without a GPU: run in Triton's interpreter, and compiled for an H200."""
+"""The Triton kernels without a GPU: run in Triton's interpreter and compiled for an H200."""
 
 import importlib.util
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.paths import REPO
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        importlib.util.find_spec("triton") is None, reason="no Triton, which PyTorch brings on Linux alone"
+        importlib.util.find_spec("triton") is None, reason="Triton is not installed; PyTorch brings it on Linux only"
     ),
 ]
-CHECKS = Path(__file__).with_name("triton_checks.py")
+CHECKS = REPO / "tests" / "helpers" / "triton_checks.py"
 
 
-def test_in_the_interpreter():
+def test_kernels_in_the_interpreter():
     environment = {"TRITON_INTERPRET": "1", "GN_DET_OPS": "triton", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", CHECKS],
@@ -33,10 +34,10 @@ def test_in_the_interpreter():
 
 
 class _Compiled:
-    """Stands for a kernel: compiles it for the arguments that it is called with, and keeps its PTX."""
+    """A stand-in for a kernel that compiles it for the arguments of the call and stores its PTX in ``ptx``."""
 
-    def __init__(self, kernel, seen: dict[str, str]):
-        self.kernel, self.seen = kernel, seen
+    def __init__(self, kernel, ptx: dict[str, str]):
+        self.kernel, self.ptx = kernel, ptx
 
     def __getitem__(self, grid):
         return self.compile
@@ -47,14 +48,16 @@ class _Compiled:
         from triton.compiler import ASTSource
 
         options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion")}
-        given = dict(zip(self.kernel.arg_names, args, strict=False))
-        constants |= {name: None for name, value in given.items() if value is None}
-        signature = {name: "constexpr" if name in constants else _type(given[name]) for name in self.kernel.arg_names}
+        arguments = dict(zip(self.kernel.arg_names, args, strict=False))
+        constants |= {name: None for name, value in arguments.items() if value is None}
+        signature = {
+            name: "constexpr" if name in constants else _type(arguments[name]) for name in self.kernel.arg_names
+        }
         aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
         source = ASTSource(self.kernel, signature=signature, constexprs=constants, attrs=aligned)
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         assert compiled.asm["cubin"]
-        self.seen[self.kernel.__name__] = compiled.asm["ptx"]
+        self.ptx[self.kernel.__name__] = compiled.asm["ptx"]
 
 
 def _type(value) -> str:
@@ -63,8 +66,8 @@ def _type(value) -> str:
     return "fp32" if isinstance(value, float) else "i32"
 
 
-def test_compiled_for_an_h200(monkeypatch, tmp_path):
-    """For maps of an R50-FPN; their values are read and written 16 bytes at once."""
+def test_kernels_compiled_for_an_h200(monkeypatch, tmp_path):
+    """For feature maps of an R50-FPN, values are read and written 16 bytes at once."""
     pytest.importorskip("triton", minversion="3.3")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     from gn_det.ops import fused, triton_split, triton_whole
