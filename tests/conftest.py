@@ -1,4 +1,4 @@
-"""What several test files share: a fixed seed, small configs and a batch of made-up images."""
+"""Fixtures for all tests: fixed seed, small configs and models, synthetic images, tools, and downloads without a network."""
 
 import runpy
 import sys
@@ -10,13 +10,13 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
+from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from gn_det import model_zoo
 from gn_det.checkpoint.checkpointer import build_checkpointer
 from gn_det.config.files import load_config
 from gn_det.launch.tool import run_tool
-from gn_det.training.trainer import build_model
 from helpers.configs import SMALL, STOCK
 from helpers.faulty_server import serve
 from helpers.paths import TOOLS
@@ -29,7 +29,7 @@ def seed() -> None:
 
 @pytest.fixture
 def tiny_cfg():
-    """(a config's path or shipped name, overrides) -> that config, made small by SMALL."""
+    """Function of (path or shipped name of a config, overrides): returns that config, made small by SMALL."""
 
     def make(name: str, *opts) -> CfgNode:
         cfg = load_config(name)
@@ -42,7 +42,7 @@ def tiny_cfg():
 
 @pytest.fixture
 def stock_cfg():
-    """("FPN" or "C4", overrides) -> a small GN Mask R-CNN in detectron2's own config, without gn_det's keys."""
+    """Function of ("FPN" or "C4", overrides): returns a small GN Mask R-CNN config without gn_det's keys."""
 
     def make(kind: str, *opts) -> CfgNode:
         cfg = detectron2_get_cfg()
@@ -56,21 +56,26 @@ def stock_cfg():
 
 @pytest.fixture(scope="session")
 def output_dir(tmp_path_factory) -> Path:
-    """What a run leaves: config and final checkpoint, of a small model with random weights. Read only."""
+    """OUTPUT_DIR with the config and the final checkpoint of a small model with random weights; read only."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("output_dir")
     cfg = load_config("quickstart_R18_FPN_gn_scratch")
     cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(SMALL)))
     cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 128, "OUTPUT_DIR", str(folder)])
     model = build_model(cfg)
-    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)  # scores from about 0 to 1
+    # Scores from about 0 to 1.
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)
     build_checkpointer(cfg, model, cfg.DATASETS.TRAIN).save("model_final")
     (folder / "config.yaml").write_text(cfg.dump())
     return folder
 
 
 class Downloads(dict):
-    """URL -> its file, in the place of a network; and what was asked for."""
+    """Files by URL, instead of a network.
+
+    Attributes:
+        asked: (URL, sha256, size) of each call of ``fetch``.
+    """
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -81,7 +86,7 @@ class Downloads(dict):
         return self[url]
 
     def put(self, url: str, content: bytes) -> Path:
-        """Give a URL, or an entry of the zoo, a file. Returns its path."""
+        """Store the content of a URL, or of an entry of the zoo, and return the path of the file."""
         url = url if "://" in url else model_zoo.get_entry(url).urls[0]
         self[url] = self.folder / unquote(url.rsplit("/", 1)[1])
         self[url].write_bytes(content)
@@ -90,7 +95,7 @@ class Downloads(dict):
 
 @pytest.fixture
 def downloads(monkeypatch, tmp_path) -> Downloads:
-    """Files in the place of what would be downloaded, and no network."""
+    """Files that are returned instead of downloads."""
     fake = Downloads(tmp_path)
     for module in ("zoo.index", "checkpoint.uri", "evaluation.published_detections"):
         monkeypatch.setattr(f"gn_det.{module}.fetch", fake.fetch)
@@ -99,7 +104,10 @@ def downloads(monkeypatch, tmp_path) -> Downloads:
 
 @pytest.fixture
 def batch():
-    """Numbers of objects, one an image -> what a model takes: images near PIXEL_MEAN, boxes and rectangular masks."""
+    """Function of the number of objects of each image: returns inputs of a model.
+
+    The images are noise around PIXEL_MEAN; the masks are the boxes.
+    """
 
     def make(*objects: int, height: int = 96, width: int = 128, classes: int = 5) -> list[dict]:
         return [_sample(number, height, width, classes) for number in objects]
@@ -123,7 +131,7 @@ def _sample(objects: int, height: int, width: int, classes: int) -> dict:
 
 @pytest.fixture
 def run_cli(monkeypatch, capsys):
-    """(a tool's file name, arguments) -> exit code, what was printed, and what was said on stderr; in this process."""
+    """Function of (file name of a tool, arguments): runs it in this process; returns exit code, stdout and stderr."""
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -138,14 +146,14 @@ def run_cli(monkeypatch, capsys):
 
 @pytest.fixture
 def server():
-    """As ``faulty_server.serve`` has it."""
+    """A running server of ``helpers.faulty_server``."""
     with serve() as server:
         yield server
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """The folder of downloads, empty; no mirror, and short waits."""
+    """Empty download cache, without a mirror and with short pauses between retries."""
     for name in ("GN_DET_MIRROR", "GN_DET_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""The config: its keys and defaults, its files, and the refusal of what cannot work."""
+"""Config keys and defaults, config files, and checks that refuse configs that cannot work."""
 
 from .checks import check_config  # noqa: F401
 from .defaults import KEYS, add_gn_det_config, get_cfg  # noqa: F401

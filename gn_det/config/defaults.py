@@ -1,4 +1,4 @@
-"""Every key that gn_det adds to detectron2's config: name, default, meaning, and whether it is part of a recipe."""
+"""All config keys that gn_det adds to detectron2's config, with their defaults and descriptions."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,10 +12,13 @@ class Key:
     """A config key.
 
     Attributes:
-        name: dotted, "MODEL.GN.NUM_GROUPS".
-        text: what it does, for the page of all keys.
-        recipe: when its value is part of a run's recipe, by which results are compared. "always"; "changed": where it is
-            not the default; "never": it changes where or how a run is computed, and not what.
+        name: dotted name, e.g. "MODEL.GN.NUM_GROUPS".
+        default: default value.
+        text: description, in Markdown, for the documentation page of all keys.
+        recipe: whether the value is part of the recipe of a run. Runs with the same recipe count as
+            repetitions of one experiment. "always": yes. "changed": only if it differs from the
+            default. "never": no, because the key changes where or how a run is computed, but not
+            what is computed.
     """
 
     name: str
@@ -28,46 +31,58 @@ KEYS = (
     Key(
         "MODEL.GN.NUM_GROUPS",
         32,
-        "The number of groups G of each GN layer (Eq. 7). -1 where `CHANNELS_PER_GROUP` is set.",
+        "Number of groups G of each GN layer (Eq. 7 of the paper). Set it to -1 to use `CHANNELS_PER_GROUP`.",
         "always",
     ),
     Key(
         "MODEL.GN.CHANNELS_PER_GROUP",
         -1,
-        "The number of channels per group, C/G (second panel of Table 3). -1 where `NUM_GROUPS` is set.",
+        "Number of channels per group, C/G (second panel of Table 3), instead of `NUM_GROUPS`. -1: not used.",
         "always",
     ),
-    Key("MODEL.GN.EPS", 1e-5, "The constant under the square root of Eq. 1.", "always"),
+    Key(
+        "MODEL.GN.EPS",
+        1e-5,
+        "Constant that GN, LN and IN add to the variance before the square root (Eq. 2).",
+        "always",
+    ),
     Key(
         "MODEL.GN.ZERO_INIT_RESIDUAL",
         False,
-        "Initialize the scale of the last norm of each residual block to 0, as the paper does on ImageNet. Detectron's "
-        "COCO models from scratch do not.",
+        "Initialize the scale of the last norm of each residual block to 0, as the paper does on ImageNet (Section 4.1). "
+        "Detectron's COCO models trained from scratch do not do this.",
         "always",
     ),
     Key(
         "MODEL.GN.WEIGHT_STANDARDIZATION",
         False,
-        "Standardize the weights of convolutions that have a norm (arXiv 1903.10520), as mmdetection's GN+WS models do.",
+        "Standardize the weights of all convolutions that have a norm (arXiv 1903.10520), as mmdetection's GN+WS models do.",
     ),
     Key(
         "MODEL.GN.FROZENBN_FROM_SCRATCH",
         False,
-        "Allow `FrozenBN` without pre-trained weights. It then normalizes nothing; for comparisons only.",
+        "Allow `FrozenBN` without pre-trained weights. It then normalizes nothing; use this only for comparisons.",
     ),
     Key(
         "MODEL.GN.ACCEPT_WEIGHTS",
         (),
-        "Differences to accept between `MODEL.WEIGHTS` and the model: `'norm'`, `'recipe'`, `'classes'`, `'partial'`. "
-        "With the last two, tensors that are missing or have another shape are initialized at random.",
+        "Differences to accept between `MODEL.WEIGHTS` and the model: `'norm'` (another kind of norm), `'recipe'` (for "
+        "example another pixel mean or number of groups), `'classes'` (another number of classes), `'partial'` (tensors "
+        "that are missing, left over or of another shape). With `'classes'` and `'partial'`, tensors that do not fit are "
+        "initialized at random, so `--eval-only` and `--resume` ignore these two.",
     ),
     Key(
         "MODEL.GN.FUSE",
         True,
-        "Run GN, the sum with the shortcut and the ReLU as one operation (`gn_det.ops`). The outputs agree to rounding.",
+        "Run GN, the residual sum and the ReLU as one operation (`gn_det.ops`). The outputs agree to rounding.",
         "never",
     ),
-    Key("MODEL.GN.CONFIG", "", "The name of the config file, for result records. `load_config` fills it in.", "always"),
+    Key(
+        "MODEL.GN.CONFIG",
+        "",
+        "Name of the config file, for result records. `load_config` sets it if it is empty.",
+        "always",
+    ),
     Key(
         "TEST.FAST_COCO",
         True,
@@ -77,41 +92,50 @@ KEYS = (
     Key(
         "TRAIN.METRIC",
         "bbox/AP",
-        "The metric of `TRAIN.BEST` and `TRAIN.EARLY_STOP`, on the first data set of `DATASETS.TEST`: `bbox/` or `segm/` "
-        "and `AP`, `AP50`, ..., `AR100`, `AP-CLASS`.",
+        "Metric for `TRAIN.BEST` and `TRAIN.EARLY_STOP`, measured on the first data set of `DATASETS.TEST`: `bbox/` or "
+        "`segm/`, followed by `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl`, `AR1`, `AR10`, `AR100`, `ARs`, `ARm`, `ARl` or "
+        "`AP-` and the name of a class.",
     ),
-    Key("TRAIN.BEST", False, "Keep the weights of the best evaluation in `OUTPUT_DIR/model_best.pth`.", "never"),
+    Key(
+        "TRAIN.BEST",
+        False,
+        "Keep the weights of the evaluation with the highest `TRAIN.METRIC` in `OUTPUT_DIR/model_best.pth`. Needs "
+        "`TEST.EVAL_PERIOD`.",
+        "never",
+    ),
     Key(
         "TRAIN.EARLY_STOP.PATIENCE",
         0,
-        "Stop training after this number of evaluations in a row without a gain. 0: never.",
+        "Stop training after this number of consecutive evaluations without an improvement of `TRAIN.METRIC`. Needs "
+        "`TEST.EVAL_PERIOD`. 0: never.",
     ),
     Key(
         "TRAIN.EARLY_STOP.MIN_DELTA",
         0.0,
-        "An evaluation is a gain if it is better than the best before it by more than this number of percentage points.",
+        "An evaluation is an improvement if it is better than the last improvement by more than this number of percentage "
+        "points.",
     ),
     Key(
         "TRAIN.EMA.ENABLED",
         False,
-        "Evaluate and save the exponential moving average (EMA) of the weights.",
+        "Evaluate and save an exponential moving average (EMA) of the weights.",
     ),
     Key(
         "TRAIN.EMA.DECAY",
         0.999,
-        "The decay of the EMA. It rises to this value as (1 + t) / (10 + t) at iteration t, so that short trainings also "
-        "forget their start.",
+        "Decay of the EMA. At iteration t the decay is at most (1 + t) / (10 + t), so that the average soon forgets the "
+        "initial weights.",
     ),
     Key(
         "TRAIN.AMP_DTYPE",
         "bfloat16",
-        "The data type of mixed precision (`SOLVER.AMP.ENABLED`): `bfloat16`, or on GPUs `float16`.",
+        "Data type of mixed-precision training (`SOLVER.AMP.ENABLED`): `bfloat16`, or `float16` on GPUs only.",
     ),
     Key(
         "TRAIN.ACCUMULATE",
         1,
-        "Split the images of an iteration into this number of parts, which run one after the other in the memory of one "
-        "part. The optimizer still takes one step per iteration.",
+        "Gradient accumulation: split the images that each process has per iteration into this number of equal parts. They "
+        "run one after the other, in the memory of one part, and the optimizer takes one step per iteration.",
     ),
     Key(
         "TRAIN.CHECKPOINT_ACTIVATIONS",
@@ -119,35 +143,48 @@ KEYS = (
         "Keep only the input of each ResNet block, and recompute the rest in the backward pass: less memory, more time.",
         "never",
     ),
-    Key("TRAIN.CHANNELS_LAST", False, "Keep weights and images in the channels_last memory format.", "never"),
+    Key(
+        "TRAIN.CHANNELS_LAST",
+        False,
+        "Train with weights and images in the channels_last memory format.",
+        "never",
+    ),
     Key("TRAIN.COMPILE", False, "Compile the backbone with `torch.compile`.", "never"),
     Key(
         "TRAIN.PICTURES",
         3,
-        "The number of predictions that each evaluation shows beside the ground truth in TensorBoard and Weights & Biases.",
+        "Number of test images that each evaluation draws, predictions beside ground truth, in TensorBoard and Weights & "
+        "Biases. Drawing needs OpenCV. 0: none.",
         "never",
     ),
-    Key("TRAIN.WANDB.ENABLED", False, "Log to Weights & Biases as well.", "never"),
-    Key("TRAIN.WANDB.PROJECT", "gn_det", "The project there. `WANDB_*` variables set everything else.", "never"),
-    Key("TRAIN.WANDB.NAME", "", "The name of the run there. Empty: the name of `OUTPUT_DIR`.", "never"),
+    Key("TRAIN.WANDB.ENABLED", False, "Log to Weights & Biases as well (`pip install wandb`).", "never"),
+    Key(
+        "TRAIN.WANDB.PROJECT",
+        "gn_det",
+        "Name of the Weights & Biases project. Its `WANDB_*` environment variables set everything else.",
+        "never",
+    ),
+    Key("TRAIN.WANDB.NAME", "", "Name of the Weights & Biases run. Empty: the folder name of `OUTPUT_DIR`.", "never"),
     Key(
         "INFERENCE.CHANNELS_LAST",
         True,
-        "On a CPU, run inference in the channels_last memory format, which lets RoIAlign read whole rows. A model that is "
-        "evaluated during training keeps its own format; so do GPUs.",
+        "On CPUs, run inference in the channels_last memory format, with a faster RoIAlign that reads whole rows of it. "
+        "Evaluations during training keep the memory format of the model. No effect on GPUs.",
         "never",
     ),
     Key(
         "INFERENCE.DTYPE",
         "float32",
-        "The data type of convolutions and GN in inference: `float32` or `bfloat16` (fast on CPUs with AVX-512 BF16 or "
-        "AMX).",
+        "Data type of convolutions and GN in inference: `float32` or `bfloat16` (fast on CPUs with AVX-512 BF16 or AMX).",
     ),
 )
 
 
 def add_gn_det_config(cfg: CfgNode) -> None:
-    """Add gn_det's keys to a detectron2 config: the sections ``MODEL.GN``, ``TRAIN``, ``INFERENCE``; ``TEST.FAST_COCO``."""
+    """Add gn_det's keys (:data:`KEYS`) to a detectron2 config, in place.
+
+    The keys are ``TEST.FAST_COCO`` and the sections ``MODEL.GN``, ``TRAIN`` and ``INFERENCE``.
+    """
     for key in KEYS:
         *sections, name = key.name.split(".")
         node = cfg

@@ -1,1 +1,1 @@
-"""Drawings of instances on images, and what figures share."""
+"""Drawing of instances on images, and colors and saving of figures."""

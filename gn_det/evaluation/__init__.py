@@ -1,1 +1,1 @@
-"""From predictions to AP, and from AP to records and comparisons."""
+"""COCO evaluation, result records, the files of a run, and comparison of runs."""

@@ -1,7 +1,8 @@
-"""COCO AP through the stock evaluator; each evaluation leaves a record.
+"""Evaluate COCO AP with detectron2's evaluator, and write a record of each evaluation.
 
-AP is in percent (0 to 100), averaged over IoU 0.50:0.95; AP50 and AP75 at one IoU; APs, APm, APl for objects below 32^2,
-between, and above 96^2 square pixels; AR1, AR10, AR100 the recall with so many detections an image.
+All metrics are in percent (0 to 100). AP is the mean over IoU 0.50:0.95; AP50 and AP75 are at one
+IoU. APs, APm and APl are for small (area below 32^2 pixels), medium, and large (above 96^2)
+objects. AR1, AR10 and AR100 are the recall with 1, 10 and 100 detections per image.
 """
 
 import json
@@ -26,16 +27,23 @@ from ..errors import GNDetError
 from ..metrics import METRICS, RECALLS
 from . import fast_coco
 from .fast_coco import encode_masks
+from .hotcoco_data import SHAPE_KEYS
 from .records import format_table, make_record, write_record
 
 logger = logging.getLogger(__name__)
 
 
 class COCOEvaluator(StockCOCOEvaluator):
-    """The stock evaluator with hotcoco at work, with the recalls, and with 0 instead of NaN where nothing was detected.
+    """detectron2's COCO evaluator, with the metrics computed by hotcoco.
+
+    In addition, the results contain average recalls, and AP is 0 instead of NaN if nothing was
+    detected.
 
     Args:
-        use_fast_impl: False leaves everything to pycocotools. All others are the stock evaluator's.
+        use_fast_impl: use hotcoco, and pycocotools only where hotcoco cannot be used. If False,
+            always use pycocotools.
+
+    The other arguments are those of detectron2's evaluator.
     """
 
     def __init__(self, *args, use_fast_impl: bool = True, **kwargs):
@@ -43,8 +51,8 @@ class COCOEvaluator(StockCOCOEvaluator):
         self._fast = use_fast_impl
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """As the stock method, with :func:`encode_masks` for masks that it takes."""
-        for given, output in zip(inputs, outputs, strict=True):
+        """Same as detectron2's method, but encode masks with :func:`encode_masks` if possible."""
+        for image, output in zip(inputs, outputs, strict=True):
             masks = None
             if self._fast and "instances" in output and output["instances"].has("pred_masks"):
                 instances = output["instances"].to(self._cpu_device)
@@ -52,50 +60,56 @@ class COCOEvaluator(StockCOCOEvaluator):
                 if masks is not None:
                     instances.remove("pred_masks")
                     output = {**output, "instances": instances}
-            super().process([given], [output])
+            super().process([image], [output])
             if masks:
                 for row, mask in zip(self._predictions[-1]["instances"], masks, strict=True):
                     row["segmentation"] = mask
 
     def _eval_predictions(self, predictions: list[dict], img_ids: Sequence | None = None) -> None:
-        """As the stock method, which it calls where pycocotools has to do it."""
+        """Same as detectron2's method, but with hotcoco, if it can be used."""
         rows = [row for prediction in predictions for row in prediction["instances"]]
         tasks = sorted(self._tasks or self._tasks_from_predictions(rows))
-        contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in self._coco_api.cats}
-        categories = {mine: its for its, mine in contiguous.items()}
+        indices = self._metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in self._coco_api.cats}
+        category_ids = {index: category_id for category_id, index in indices.items()}
         evaluations = {}
         if self._fast and self._do_evaluation and rows:
             limits = self._max_dets_per_image
-            evaluations = fast_coco.evaluate(self._coco_api, rows, tasks, categories, img_ids, limits)
+            evaluations = fast_coco.evaluate(self._coco_api, rows, tasks, category_ids, img_ids, limits)
         if not evaluations:
             return super()._eval_predictions(predictions, img_ids=img_ids)
         for row in rows:
-            row["category_id"] = categories[row["category_id"]]
+            row["category_id"] = category_ids[row["category_id"]]
         if self._output_dir:
             with PathManager.open(os.path.join(self._output_dir, "coco_instances_results.json"), "w") as file:
                 file.write(json.dumps(rows))
         names = self._metadata.get("thing_classes")
-        self._results |= {task: self._derive_coco_results(it, task, names) for task, it in evaluations.items()}
+        for task, evaluation in evaluations.items():
+            self._results[task] = self._derive_coco_results(evaluation, task, names)
 
     def _derive_coco_results(self, coco_eval, iou_type: str, class_names: list[str] | None = None) -> dict:
+        """Same as detectron2's method, with recalls, and with 0 if nothing was detected."""
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         if coco_eval is not None:
             stats = coco_eval.stats[6:12]
             return results | {name: 100 * s if s >= 0 else math.nan for name, s in zip(RECALLS, stats, strict=True)}
-        there = {a["category_id"] for a in self._coco_api.dataset["annotations"] if not a.get("iscrowd")}
-        if not there:
+        present = {a["category_id"] for a in self._coco_api.dataset["annotations"] if not a.get("iscrowd")}
+        if not present:
             return results
         names = class_names or []
         ids = self._metadata.get("thing_dataset_id_to_contiguous_id", range(len(names)))
-        classes = zip(names, ids, strict=False)  # without names nothing can be said of a class
-        per_class = {f"AP-{name}": 0.0 if number in there else math.nan for name, number in classes}
+        classes = zip(names, ids, strict=False)  # not strict: without class names, there is no AP per class
+        per_class = {f"AP-{name}": 0.0 if category_id in present else math.nan for name, category_id in classes}
         return dict.fromkeys((*METRICS, *RECALLS), 0.0) | per_class
 
     def load_detections(self, rows: list[dict], path: str | Path) -> None:
-        """Take detections in COCO's result format, read from ``path``, in the place of a model's output.
+        """Use detections from a file instead of the outputs of a model.
+
+        Args:
+            rows: detections in COCO's result format.
+            path: the file that they were read from, for the error.
 
         Raises:
-            GNDetError: one is for an image or category that the data set does not have.
+            GNDetError: a detection is on an image or of a category that the data set does not have.
         """
         images = set(self._coco_api.getImgIds())
         classes = self._metadata.thing_dataset_id_to_contiguous_id
@@ -106,24 +120,34 @@ class COCOEvaluator(StockCOCOEvaluator):
 
 
 def check_ids(rows: list[dict], images: Container, classes: Container, path: str | Path) -> None:
-    """Raise GNDetError where a detection is for an image or category that the annotations do not have.
+    """Check that all detections are on images and of categories that the annotations have.
 
     Args:
         rows: detections in COCO's result format.
-        images, classes: the ids in the annotations.
+        images, classes: ids of the images and categories in the annotations.
         path: the file of the detections, for the error.
+
+    Raises:
+        GNDetError: a detection is on another image or of another category.
     """
     for row in rows:
         for key, known in (("image_id", images), ("category_id", classes)):
             if row[key] not in known:
-                raise GNDetError(f"{path}: there is a detection for {key} {row[key]}, which the annotations lack.")
+                raise GNDetError(
+                    f"{path} has a detection with {key} {row[key]}, which is not in the annotations; pass annotations "
+                    "and detections of the same data set."
+                )
 
 
 def read_detections(path: str | Path) -> list[dict]:
-    """The rows of a file in COCO's result format, each with image_id, category_id and a finite score.
+    """Read detections from a file in COCO's result format.
+
+    Returns:
+        a dict per detection, with at least ``image_id``, ``category_id`` and a finite ``score``.
 
     Raises:
-        GNDetError: no such file, or not that format.
+        GNDetError: the file cannot be read, is not in that format, or has a score or box that is
+            not finite.
     """
     try:
         rows = json.loads(Path(path).read_text())
@@ -131,11 +155,16 @@ def read_detections(path: str | Path) -> list[dict]:
         raise GNDetError(f"The detections {path} cannot be read: {error}.") from None
     keys = {"image_id", "category_id", "score"}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
-        raise GNDetError(f"{path} is not in COCO's result format: a list of objects with {', '.join(sorted(keys))}.")
+        raise GNDetError(
+            f"{path} is not in COCO's result format; it must be a list of objects with {', '.join(sorted(keys))}."
+        )
     for key, numbers in (("score", lambda score: [score]), ("bbox", lambda box: box)):
         if bad := sum(key in row and not _are_finite(numbers(row[key])) for row in rows):
-            # The COCO API would rank a NaN first, and find every object with a box of NaN: AP 100.
-            raise GNDetError(f"{path}: {bad} detections have a {key} that is not a finite number.")
+            # The COCO API ranks a NaN score first, and a NaN box matches every object: AP is 100.
+
+            raise GNDetError(
+                f"{path} has detections whose {key} is not finite ({bad} of {len(rows)}); correct or remove them."
+            )
     return rows
 
 
@@ -144,10 +173,19 @@ def _are_finite(numbers: object) -> bool:
 
 
 def evaluate_detections(dataset_name: str, path: str | Path) -> dict:
-    """AP and AR of given detections on a registered data set: {"bbox": {...}} and, where they have masks, "segm".
+    """Evaluate detections from a file on a registered data set.
+
+    Args:
+        path: a file in COCO's result format.
+
+    Returns:
+        a dict with the keys
+
+        - "bbox": AP, AP50, AP75, APs, APm, APl, AR1 to ARl, and AP-CLASS of each class, in percent.
+        - "segm": the same for masks, if the detections have masks.
 
     Raises:
-        GNDetError: as :func:`read_detections` and :meth:`COCOEvaluator.load_detections`.
+        GNDetError: see :func:`read_detections` and :meth:`COCOEvaluator.load_detections`.
     """
     rows = read_detections(path)
     evaluator = COCOEvaluator(dataset_name, tasks=_tasks(rows), distributed=False)
@@ -156,31 +194,35 @@ def evaluate_detections(dataset_name: str, path: str | Path) -> dict:
 
 
 def _tasks(rows: list[dict]) -> tuple[str, ...]:
-    kinds = {"bbox": "bbox", "segmentation": "segm"}
-    return tuple(task for key, task in kinds.items() if any(key in row for row in rows)) or ("bbox",)
+    return tuple(task for task, key in SHAPE_KEYS.items() if any(key in row for row in rows)) or ("bbox",)
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
-    """For boxes and, with ``MODEL.MASK_ON``, masks; its files go to ``OUTPUT_DIR/inference/DATASET``."""
+    """Build the evaluator of boxes and, with ``MODEL.MASK_ON``, masks.
+
+    It writes the detections to ``OUTPUT_DIR/inference/DATASET``.
+    """
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
     folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     return COCOEvaluator(dataset_name, tasks, output_dir=folder, use_fast_impl=cfg.TEST.FAST_COCO)
 
 
 def evaluate(cfg: CfgNode, model: nn.Module, dataset_name: str, loader, iteration: int | None = None) -> dict:
-    """Run the model over a data set; on the main process write the record and print the table.
+    """Evaluate a model on a data set. The main process writes the record and logs the table of AP.
 
     Args:
-        iteration: iterations trained, for the record; None where a given model is evaluated.
+        loader: batches of the data set, as the model takes them.
+        iteration: number of iterations trained so far, for the record; None if the model was not
+            trained by this run.
 
     Returns:
-        {"bbox": {"AP": percent, ...}, "segm": {...}}; empty on other processes.
+        the dict of :func:`evaluate_detections`; empty in all processes except the main process.
     """
     seconds: list[float] = []
-    begun = []
+    starts: list[float] = []
     callbacks: dict[str, Callable[[], None]] = {
-        "before_inference": lambda: begun.append(_now()),
-        "after_inference": lambda: seconds.append(_now() - begun[-1]),
+        "before_inference": lambda: starts.append(_synchronized_time()),
+        "after_inference": lambda: seconds.append(_synchronized_time() - starts[-1]),
     }
     with precision(cfg):
         results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks)
@@ -189,11 +231,12 @@ def evaluate(cfg: CfgNode, model: nn.Module, dataset_name: str, loader, iteratio
     record = make_record(cfg, dataset_name, results, seconds_per_image=sorted(seconds)[len(seconds) // 2])
     record["iteration"] = iteration
     path = write_record(cfg.OUTPUT_DIR, record)
-    logger.info(f"{format_table(record)}\n\nThis evaluation is recorded in {path}")
+    logger.info(f"{format_table(record)}\n\nThe record of this evaluation is {path}")
     return results
 
 
-def _now() -> float:
+def _synchronized_time() -> float:
+    """Return the time in seconds after all work on the GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

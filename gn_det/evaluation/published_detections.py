@@ -1,4 +1,4 @@
-"""The published AP of a model, recomputed from the detections that were published with it."""
+"""Recompute the published AP of a model from the detections that were published with it."""
 
 import tempfile
 from collections.abc import Mapping
@@ -13,17 +13,23 @@ from ..errors import GNDetError
 from ..metrics import METRICS
 from ..zoo import index as zoo
 from .evaluator import COCOEvaluator, read_detections
+from .hotcoco_data import SHAPE_KEYS
 
-IMAGES = 5000  # of COCO val2017, which Detectron calls coco_2014_minival
-TOLERANCE = 0.1  # AP; what is published is rounded to one digit
-_KINDS = {"bbox": ("box", "bbox"), "segm": ("mask", "segmentation")}  # task -> its name in a record, and in a detection
+NUM_IMAGES = 5000  # in COCO val2017, which Detectron calls coco_2014_minival
+TOLERANCE = 0.1  # AP; the published values are rounded to one digit
+_KINDS = {"bbox": "box", "segm": "mask"}  # task -> its key in a record
 
 
 @dataclass(frozen=True)
 class Check:
-    """AP of one task ("bbox" or "segm") as published and as found on ``images`` images, in percent.
+    """Published and recomputed AP of one task.
 
-    ``left_out`` counts the detections on images that the annotations do not have.
+    Attributes:
+        task: "bbox" or "segm".
+        published: AP in percent.
+        found: the recomputed metrics (AP, AP50, ...) in percent.
+        images: number of images that were evaluated.
+        left_out: number of detections that were not used, because they are on other images.
     """
 
     task: str
@@ -34,31 +40,38 @@ class Check:
 
     @property
     def failed(self) -> bool:
-        """Whether AP on all images is not what was published."""
-        return self.images == IMAGES and not abs(self.found["AP"] - self.published) <= TOLERANCE
+        """Whether AP on all images differs from the published value by more than ``TOLERANCE``."""
+        return self.images == NUM_IMAGES and not abs(self.found["AP"] - self.published) <= TOLERANCE
 
 
 def check_published(
     name: str, annotations: str | Path, files: Mapping[str, str | Path] | None = None
 ) -> tuple[Check, ...]:
-    """Evaluate the published detections of an entry of the model zoo with the stock evaluator.
+    """Evaluate the published detections of a model in the zoo with :class:`COCOEvaluator`.
 
     Args:
-        annotations: COCO's instances_val2017.json, or some of its images.
-        files: {"bbox": file, "segm": file} of detections that are here already, one or both. Without them both are fetched.
+        name: the model's name in the zoo.
+        annotations: COCO's instances_val2017.json, or a subset of its images.
+        files: local files of the detections, {"bbox": file, "segm": file} or one of them. By
+            default both are downloaded.
+
+    Returns:
+        one check per task.
 
     Raises:
-        GNDetError: there is no such entry, none of its detections were published, or a file cannot be had or is not that.
+        GNDetError: the zoo has no such model, its detections were not published, a download fails,
+            or a file does not fit the annotations or the task.
     """
     entry = zoo.get_entry(name)
     if not entry.detections:
         known = ", ".join(other for other in zoo.names() if zoo.get_entry(other).detections)
-        raise GNDetError(f"No detections were published of {name}; they were of {known}.")
+        raise GNDetError(f"No detections were published for {name}; use one of {known}.")
     with tempfile.TemporaryDirectory() as folder:
         facts = register_annotations("published_detections", annotations, Path(folder) / "annotations.json")
-        if facts["images"] > IMAGES:
+        if facts["images"] > NUM_IMAGES:
             raise GNDetError(
-                f"{annotations} has {facts['images']} images, and COCO val2017 {IMAGES}: it is another set."
+                f"{annotations} has {facts['images']} images, but COCO val2017 has {NUM_IMAGES}; pass the annotations "
+                "of COCO val2017 or of a subset."
             )
         return tuple(_check(entry, task, path, facts["images"]) for task, path in (files or _fetch(entry)).items())
 
@@ -68,26 +81,30 @@ def _fetch(entry: zoo.Entry) -> dict[str, Path]:
 
 
 def _check(entry: zoo.Entry, task: str, path: str | Path, images: int) -> Check:
-    kind, key = _KINDS[task]
+    key = SHAPE_KEYS[task]
     rows = read_detections(path)
     if not all(key in row for row in rows):
-        raise GNDetError(f"{path} has detections without a {key!r}: it is not the file of the {task} task.")
+        raise GNDetError(f"{path} has detections without {key!r}; pass the published file of the {task} task.")
+
     evaluator = COCOEvaluator("published_detections", tasks=(task,), distributed=False)
-    known = rows
-    if images < IMAGES:
-        there = {*evaluator._coco_api.getImgIds()}
-        known = [row for row in rows if row["image_id"] in there]
-        if rows and not known:
-            raise GNDetError(f"{path} has detections on none of the {images} images of the annotations.")
-    evaluator.load_detections(known, path)
+    used = rows
+    if images < NUM_IMAGES:
+        image_ids = {*evaluator._coco_api.getImgIds()}
+        used = [row for row in rows if row["image_id"] in image_ids]
+        if rows and not used:
+            raise GNDetError(
+                f"{path} has no detections on any of the {images} images of the annotations; pass annotations of "
+                "COCO val2017."
+            )
+    evaluator.load_detections(used, path)
     found = evaluator.evaluate()[task]
-    return Check(task, entry.published[kind], found, images, len(rows) - len(known))
+    return Check(task, entry.published[_KINDS[task]], found, images, len(rows) - len(used))
 
 
 def format_checks(name: str, checks: tuple[Check, ...]) -> str:
-    """A table of published and found AP, and what may be made of it."""
+    """Format published and recomputed AP as a table, followed by whether they agree."""
     rows = [
-        [f"{_KINDS[c.task][0]} AP", c.published, c.found["AP"], c.found["AP"] - c.published]
+        [f"{_KINDS[c.task]} AP", c.published, c.found["AP"], c.found["AP"] - c.published]
         + [c.found[metric] for metric in METRICS[1:]]
         for c in checks
     ]
@@ -98,9 +115,14 @@ def format_checks(name: str, checks: tuple[Check, ...]) -> str:
 
 def _verdict(checks: tuple[Check, ...]) -> str:
     images, left_out = checks[0].images, max(check.left_out for check in checks)
-    if images < IMAGES:
-        text = f"These are {images} of the {IMAGES} images of COCO val2017: the differences say nothing."
+    if images < NUM_IMAGES:
+        text = (
+            f"Only {images} of the {NUM_IMAGES} images of COCO val2017 were evaluated, so the differences mean nothing."
+        )
         return text + f" {left_out} detections on other images were left out." * bool(left_out)
-    if failed := [_KINDS[check.task][0] for check in checks if check.failed]:
-        return f"All {IMAGES} images: {' and '.join(failed)} AP is not the published one (more than {TOLERANCE} off)."
-    return f"All {IMAGES} images: as published."
+    if failed := [_KINDS[check.task] for check in checks if check.failed]:
+        return (
+            f"All {NUM_IMAGES} images were evaluated. The published {' and '.join(failed)} AP was not reproduced: "
+            f"the difference is above {TOLERANCE}."
+        )
+    return f"All {NUM_IMAGES} images were evaluated. The published AP was reproduced."

@@ -1,4 +1,8 @@
-"""A result as data: AP with config, weights, seed, versions, hardware, commit and date; and the table that shows it."""
+"""Write and read result records, the JSON files that each evaluation writes.
+
+A record has AP and what is needed to reproduce it: config, weights, seed, versions, hardware,
+commit and date.
+"""
 
 import datetime
 import hashlib
@@ -21,19 +25,28 @@ from ..config.defaults import KEYS
 from ..config.files import load_config, shipped_configs
 from ..errors import GNDetError
 from ..files import save_json
-from ..metrics import METRICS, in_record
+from ..metrics import METRICS, metric_in_record
 from ..zoo.index import published
 
-# detectron2's keys that differ between machines and runs, and gn_det's.
+# Config keys that are not part of the recipe: their values differ between machines and runs.
 _NOT_RECIPE = {
     *("OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "VIS_PERIOD", "TEST.EVAL_PERIOD"),
     *(key.name for key in KEYS if key.recipe == "never"),
 }
+# Config keys that are part of the recipe only if they are changed, with their defaults.
 _IF_CHANGED = {key.name: key.default for key in KEYS if key.recipe == "changed"}
 
 
 def make_record(cfg: CfgNode, dataset_name: str, results: dict, seconds_per_image: float | None = None) -> dict:
-    """What a number needs beside it: config, weights, data, AP, seed, versions, hardware, commit, date."""
+    """Make the record of an evaluation.
+
+    Args:
+        results: the evaluator's metrics of each task, {"bbox": {...}, "segm": {...}}.
+        seconds_per_image: median time of the model's forward pass.
+
+    Returns:
+        the record, with the keys in docs/records.md except "iteration".
+    """
     name = cfg.MODEL.GN.CONFIG
     return {
         "config": name,
@@ -54,40 +67,58 @@ def make_record(cfg: CfgNode, dataset_name: str, results: dict, seconds_per_imag
 
 
 def _finite(metrics: dict | None) -> dict | None:
-    """Rounded for the eye; None instead of NaN, which JSON does not have."""
+    """Round the metrics, and replace NaN by None, because JSON has no NaN."""
     return metrics and {k: round(v, 4) if math.isfinite(v) else None for k, v in metrics.items()}
 
 
 def config_digest(cfg: CfgNode) -> str:
-    """sha256 of the whole config but for the keys that say where and on what it runs."""
-    flat = {k: v for k, v in _flat(yaml.safe_load(cfg.dump())).items() if k not in _NOT_RECIPE}
-    flat = {k: v for k, v in flat.items() if k not in _IF_CHANGED or v != _plain(_IF_CHANGED[k])}
+    """Return the sha256 of the recipe.
+
+    The recipe is the config without the keys that describe the machine or the run. Optional keys of
+    gn_det are left out if they have their default values, so that a new key does not change the
+    digest of existing recipes.
+    """
+
+    flat = {k: v for k, v in _flatten(yaml.safe_load(cfg.dump())).items() if k not in _NOT_RECIPE}
+    flat = {k: v for k, v in flat.items() if k not in _IF_CHANGED or v != _tuple_to_list(_IF_CHANGED[k])}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
-def _plain(value: object) -> object:
-    """As YAML gives it back."""
-    return list(value) if isinstance(value, tuple) else value
+def _tuple_to_list(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value  # YAML has no tuples
 
 
 def changed_keys(cfg: CfgNode) -> dict | None:
-    """The keys whose values are not those of the shipped config of that name; None where it is not a shipped one."""
-    shipped = shipped_configs().get(cfg.MODEL.GN.CONFIG)
-    if not shipped:
+    """Return the keys of the recipe whose values differ from the shipped config of the same name.
+
+    Returns:
+        {dotted key: value in ``cfg``}, or None if no shipped config has that name.
+    """
+    path = shipped_configs().get(cfg.MODEL.GN.CONFIG)
+    if not path:
         return None
-    there, here = (_flat(yaml.safe_load(c.dump())) for c in (load_config(str(shipped)), cfg))
-    return {k: v for k, v in here.items() if v != there.get(k) and k not in _NOT_RECIPE}
+    shipped, given = (_flatten(yaml.safe_load(c.dump())) for c in (load_config(str(path)), cfg))
+    return {k: v for k, v in given.items() if v != shipped.get(k) and k not in _NOT_RECIPE}
 
 
-def _flat(node: dict, prefix: str = "") -> dict:
+def _flatten(node: dict, prefix: str = "") -> dict:
     flat: dict = {}
     for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
 def environment(device: str) -> dict:
-    """Versions, hardware and the commit of the checkout, where there is one."""
+    """Return the versions, the hardware and the git commit of gn_det.
+
+    Returns:
+        a dict with the keys
+
+        - "versions": of python, torch, torchvision and detectron2.
+        - "hardware": "device", number of "cores", name of the "cpu" and, on a GPU, of the "gpu".
+        - "commit": the hash, with "+changes" if tracked files were changed; None outside a git
+          checkout.
+    """
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
     copy = " (labgym's copy)" if "LabGym" in Path(detectron2.__file__).parts else ""
     versions["detectron2"] = detectron2.__version__ + copy
@@ -106,10 +137,10 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(here)]
+    git = ["git", "-C", str(root)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
         dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
@@ -119,7 +150,7 @@ def _commit() -> str | None:
 
 
 def write_record(folder: str, record: dict) -> Path:
-    """Write the record as ``FOLDER/records/CONFIG-DATASET[-ITERATION].json`` and return the path."""
+    """Write a record to ``FOLDER/records/CONFIG-DATASET[-ITERATION].json``, and return the path."""
     parts = [record["config"] or "config", record["dataset"]]
     if record.get("iteration") is not None:
         parts.append(f"{record['iteration']:07d}")
@@ -128,40 +159,54 @@ def write_record(folder: str, record: dict) -> Path:
 
 
 def read_record(path: str | Path) -> dict:
-    """
+    """Read a record from a file.
+
     Raises:
-        GNDetError: the file cannot be read, or holds no JSON object.
+        GNDetError: the file cannot be read, or is not a JSON object.
     """
     try:
         record = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise GNDetError(f"The record {path} cannot be read: {error}.") from None
     if not isinstance(record, dict):
-        raise GNDetError(f"{path} is no record: it is not a JSON object.")
+        raise GNDetError(f"{path} is not a record, because it is not a JSON object.")
     return record
 
 
 def records_in(folder: str | Path) -> list[dict]:
-    """All records in a folder and its sub-folders.
+    """Read all records in a folder and its subfolders.
 
     Raises:
-        GNDetError: as :func:`read_record`.
+        GNDetError: see :func:`read_record`.
     """
     return [read_record(path) for path in sorted(Path(folder).rglob("*.json"))]
 
 
 def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list[float]:
-    """What a run's evaluations in its first ``until`` iterations gave for a metric (``bbox/AP``), oldest first."""
+    """Return the values of a metric in the evaluations of a run, in the order of the iterations.
+
+    Args:
+        folder: the run's OUTPUT_DIR.
+        metric: for example ``bbox/AP``.
+        until: the last iteration to include.
+
+    Returns:
+        one value per evaluated iteration; NaN if the record does not have the metric.
+    """
     values = {}
     for path in sorted(Path(folder, "records").glob("*.json"), key=os.path.getmtime):
         record = read_record(path)
         if record.get("dataset") == dataset_name and 0 < (record.get("iteration") or 0) <= until:
-            values[record["iteration"]] = in_record(record, metric)
+            values[record["iteration"]] = metric_in_record(record, metric)
     return [values[iteration] for iteration in sorted(values)]
 
 
 def format_table(record: dict) -> str:
-    """Box and mask AP as a table, with the published rows under ours where the data set is the paper's."""
+    """Format box and mask AP as a table.
+
+    On COCO val2017, the published AP of the config follows each row.
+    """
+
     changed = f" ({len(record['changed'])} keys changed)" if record["changed"] else ""
     paper = record["published"] if record["dataset"].startswith("coco_2017_val") else None
     rows = []

@@ -1,4 +1,4 @@
-"""An ``OUTPUT_DIR``, read by another process than the one that wrote it."""
+"""Read the OUTPUT_DIR of a run: its config, data sets, result records and metrics."""
 
 import json
 import os
@@ -15,16 +15,21 @@ from .records import read_record
 
 
 def remember_datasets(folder: str | Path, names: tuple[str, ...]) -> None:
-    """Write to ``FOLDER/data/datasets.json`` where these registered data sets lie and what their classes are.
+    """Write the paths and classes of registered data sets to ``FOLDER/data/datasets.json``.
 
-    Paths in ``folder`` are written relative to it, so that it can be moved. What an earlier run there wrote of other
-    data sets is kept. Data sets that are not in COCO's format are left out.
+    Paths inside ``folder`` are written relative to it, so that the folder can be moved. Entries of
+    other data sets that an earlier run wrote are kept. Data sets that are not in COCO's format are
+    left out.
+
+    Args:
+        folder: the OUTPUT_DIR of the run.
+        names: registered names of the data sets.
     """
     path = _datasets_file(folder)
     try:
         entries = _read_entries(folder)
     except GNDetError:
-        entries = {}  # a broken file is replaced
+        entries = {}  # replace a damaged file
     for name in names:
         metadata = MetadataCatalog.get(name)
         if metadata.get("json_file") and metadata.get("thing_dataset_id_to_contiguous_id"):
@@ -43,18 +48,24 @@ def _datasets_file(folder: str | Path) -> Path:
 
 
 def _portable(path: str, root: Path) -> str:
-    there, root = Path(os.path.expanduser(path)).resolve(), root.resolve()
-    return str(there.relative_to(root) if there.is_relative_to(root) else there)
+    """Return the path relative to ``root`` if it is inside, and absolute otherwise."""
+    absolute, root = Path(os.path.expanduser(path)).resolve(), root.resolve()
+    return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)
 
 
 def read_datasets(folder: str | Path) -> dict[str, dict]:
-    """What :func:`remember_datasets` wrote, or {} where nothing is.
+    """Read the data sets of a run, as :func:`remember_datasets` wrote them.
 
     Returns:
-        for each name {"json": file, "images": folder or "", "classes": names, "ids": their category ids}, paths absolute.
+        a dict for each data set name; empty if the run has no such file. Each has the keys
+
+        - "json": absolute path of the annotations.
+        - "images": absolute path of the image folder, or "".
+        - "classes": names of the classes.
+        - "ids": category ids of the classes.
 
     Raises:
-        GNDetError: the file is not what :func:`remember_datasets` writes.
+        GNDetError: the file does not have this format.
     """
     root = Path(folder).resolve()
     return {
@@ -69,7 +80,7 @@ def _read_entries(folder: str | Path) -> dict[str, dict]:
         return {}
     entries = _read_json(path)
     if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
-        raise GNDetError(f"{path} does not say where the run's data sets lie: remove it, and train or evaluate again.")
+        raise GNDetError(f"{path} is not a list of the run's data sets; delete it, and train or evaluate again.")
     return entries
 
 
@@ -90,60 +101,81 @@ def _read_json(path: Path):
 
 
 def register_datasets(folder: str | Path) -> list[str]:
-    """Register the data sets of a finished run again, from what :func:`remember_datasets` left in its ``OUTPUT_DIR``.
+    """Register the data sets of a finished run with detectron2 again.
 
-    A name that is registered already with that very file, or whose file is gone, is left as it is.
+    A registered name is kept if it has the same annotation file, or if the run's annotation file no
+    longer exists.
+
+    Args:
+        folder: the OUTPUT_DIR of the run, in which :func:`remember_datasets` wrote their paths.
 
     Returns:
-        the names that are registered now. Their files are read when they are asked for, and may be gone.
+        the names of all data sets of the run. The annotation files are read on first use, and may
+        no longer exist.
 
     Raises:
-        GNDetError: as :func:`read_datasets`.
+        GNDetError: see :func:`read_datasets`.
     """
     entries = read_datasets(folder)
     for name, entry in entries.items():
         known = MetadataCatalog.get(name).get("json_file") if name in DatasetCatalog else None
-        here = known and Path(os.path.expanduser(known)).resolve() == Path(entry["json"]).resolve()
-        if known is None or (not here and os.path.exists(entry["json"])):
+        same = known and Path(os.path.expanduser(known)).resolve() == Path(entry["json"]).resolve()
+        if known is None or (not same and os.path.exists(entry["json"])):
             register_again(name, entry["json"], entry["images"], entry["classes"], entry["ids"])
     return list(entries)
 
 
 def read_config(folder: str | Path) -> CfgNode:
-    """The config of a run, from its ``OUTPUT_DIR``.
+    """Read the config of a run from its OUTPUT_DIR.
 
     Raises:
-        GNDetError: the folder is not there, holds no run, or its config cannot be read.
+        GNDetError: the folder does not exist, is not the OUTPUT_DIR of a run, or the config cannot
+            be read.
     """
     if not Path(folder).is_dir():
-        raise GNDetError(f"The folder {folder} is not there: give the OUTPUT_DIR of a run.")
+        raise GNDetError(f"The folder {folder} does not exist; pass the OUTPUT_DIR of a run.")
     path = Path(folder) / "config.yaml"
     if not path.is_file():
-        raise GNDetError(f"{folder} is not the OUTPUT_DIR of a run: it has no config.yaml.")
+        raise GNDetError(
+            f"{folder} is not the OUTPUT_DIR of a run, because it has no config.yaml; pass another folder."
+        )
+
     return load_config(str(path))
 
 
 def read_records(folder: str | Path) -> list[dict]:
-    """The result records of a run, the latest last.
+    """Read the result records of a run, in the order of their dates.
+
+    Args:
+        folder: the OUTPUT_DIR of the run.
 
     Raises:
-        GNDetError: a record cannot be read, or is none.
+        GNDetError: a file cannot be read, or is not a result record.
     """
     records = []
     for path in sorted((Path(folder) / "records").glob("*.json")):
         record = read_record(path)
-        needed = {"config", "dataset", "box", "mask", "date"}
-        if not needed <= record.keys():
-            raise GNDetError(f"{path} is no result record: it lacks some of {', '.join(sorted(needed))}.")
+        missing = {"config", "dataset", "box", "mask", "date"} - record.keys()
+        if missing:
+            raise GNDetError(
+                f"{path} is not a result record: it has no {', '.join(sorted(missing))}; remove it from the folder."
+            )
         records.append(record)
     return sorted(records, key=lambda record: str(record["date"]))
 
 
 def read_metrics(folder: str | Path) -> list[dict]:
-    """The lines of ``metrics.json``, one an iteration, in their order; [] where there are none.
+    """Read the ``metrics.json`` of a run.
 
-    Of an iteration that is there twice, as a resumed run leaves it, each value is the later one. A line that a killed
-    run has left unfinished is passed over.
+    If an iteration occurs twice, because the run was resumed before it, the later value of each
+    metric is returned. A line that is not complete, because the run was killed, is skipped.
+
+    Args:
+        folder: the OUTPUT_DIR of the run.
+
+    Returns:
+        a dict of metrics per iteration, in the order of the iterations; [] if the run has no
+        ``metrics.json``.
     """
     path = Path(folder) / "metrics.json"
     if not path.is_file():

@@ -1,1 +1,1 @@
-"""From a command line to a run: arguments, checks, processes, training or evaluation."""
+"""Start a run from the command line: arguments, checks, processes, and the run itself."""

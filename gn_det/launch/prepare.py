@@ -1,4 +1,4 @@
-"""From parsed arguments to a checked config with its data sets registered."""
+"""Turn parsed arguments into a checked config, and register its data sets."""
 
 import argparse
 import os
@@ -14,45 +14,56 @@ from ..checkpoint.uri import check_name
 from ..config.checks import check_accumulation, check_config, datasets_of_run
 from ..data.coco import register_coco_json
 from ..errors import GNDetError
-from .arguments import config_of
+from .arguments import config_from_args
 
 
-def prepare(args: argparse.Namespace, weights: bool = True) -> CfgNode:
-    """The checked config of a run, with its data sets registered. Writes only the cleaned JSON of own data.
+def prepare(args: argparse.Namespace, needs_weights: bool = True) -> CfgNode:
+    """Return the checked config of a run, and register its data sets.
+
+    Creates ``OUTPUT_DIR``. The only files written to it are cleaned copies of your own annotation files.
 
     Args:
-        weights: whether the run needs them. That they are there, or may be downloaded, is seen here; what is in them, later.
+        args: arguments of :func:`gn_det.launch.arguments.argument_parser`.
+        needs_weights: whether the run loads weights. If so, it is checked here that
+            ``MODEL.WEIGHTS`` is an existing file, a known name or a URL. The content is checked later.
 
     Raises:
-        GNDetError: whatever in the arguments, the config or the data cannot work.
+        GNDetError: for a mistake in the arguments, the config or the data.
     """
-    cfg = config_of(args)
-    cfg.MODEL.DEVICE = _device(cfg, args.opts)
-    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)  # more only compete
+    cfg = config_from_args(args)
+    cfg.MODEL.DEVICE = _choose_device(cfg, args.opts)
+    # More workers than cores would compete for the cores.
+    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     has_checkpoint = _check_output_dir(cfg, args)
     _use_own_data(cfg, args)
-    check_config(cfg, has_checkpoint=has_checkpoint or not weights, eval_only=args.eval_only)
+    check_config(cfg, has_checkpoint=has_checkpoint or not needs_weights, eval_only=args.eval_only)
     for name in datasets_of_run(cfg, args.eval_only):
-        _check_files(name)
+        _check_dataset_files(name)
     processes = max(comm.get_world_size(), args.num_gpus * args.num_machines)
     if cfg.SOLVER.IMS_PER_BATCH % processes and not cfg.SOLVER.REFERENCE_WORLD_SIZE and not args.eval_only:
         raise GNDetError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes cannot share evenly: take a "
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {processes} processes cannot share evenly: use a "
             f"multiple of {processes}."
         )
     if not args.eval_only:
         check_accumulation(cfg, processes)
-    if args.eval_only and weights and not cfg.MODEL.WEIGHTS and not has_checkpoint:
-        raise GNDetError("--eval-only needs weights: give MODEL.WEIGHTS, or --resume with the OUTPUT_DIR of a run.")
+    if args.eval_only and needs_weights and not cfg.MODEL.WEIGHTS and not has_checkpoint:
+        raise GNDetError("--eval-only needs weights: set MODEL.WEIGHTS, or pass --resume with the OUTPUT_DIR of a run.")
     if args.eval_only and not cfg.DATASETS.TEST:
-        raise GNDetError("--eval-only needs a data set: give --val-json and --val-images, or DATASETS.TEST.")
-    if weights and cfg.MODEL.WEIGHTS and not has_checkpoint:
+        raise GNDetError("--eval-only needs a data set: pass --val-json and --val-images, or set DATASETS.TEST.")
+    if needs_weights and cfg.MODEL.WEIGHTS and not has_checkpoint:
         check_name(cfg.MODEL.WEIGHTS)
     return cfg
 
 
-def _device(cfg: CfgNode, opts: list[str]) -> str:
-    """``MODEL.DEVICE``, but for a GPU that only the config asks for and this machine does not have: that is the CPU."""
+def _choose_device(cfg: CfgNode, opts: list[str]) -> str:
+    """Return ``MODEL.DEVICE``, or the CPU on a machine without a GPU.
+
+    A GPU that is set on the command line, and not by the config file, must exist.
+
+    Raises:
+        GNDetError: as for :func:`gn_det.acceleration.device.choose_device`.
+    """
     name = cfg.MODEL.DEVICE
     if name.startswith("cuda") and "MODEL.DEVICE" not in opts and not torch.cuda.is_available():
         return "cpu"
@@ -60,73 +71,80 @@ def _device(cfg: CfgNode, opts: list[str]) -> str:
 
 
 def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> bool:
-    """Whether the run continues from a checkpoint in ``OUTPUT_DIR``; refuses to train over another run's."""
+    """Create ``OUTPUT_DIR``, and return whether the run continues from a checkpoint in it.
+
+    Raises:
+        GNDetError: if the folder cannot be written to, or a new run would overwrite another one.
+    """
     folder = Path(cfg.OUTPUT_DIR)
     found = (folder / "last_checkpoint").is_file()
     if found and not args.resume and not args.eval_only:
         raise GNDetError(
-            f"OUTPUT_DIR {folder} holds a run already: continue it with --resume, or name another OUTPUT_DIR."
+            f"OUTPUT_DIR {folder} already contains a run: continue it with --resume, or use another OUTPUT_DIR."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise GNDetError(f"OUTPUT_DIR {folder} cannot be made: {error.strerror}.") from None
+        raise GNDetError(f"OUTPUT_DIR {folder} cannot be created: {error.strerror}.") from None
     if not os.access(folder, os.W_OK):
         raise GNDetError(f"OUTPUT_DIR {folder} cannot be written to.")
     return found and args.resume
 
 
-def _check_files(name: str) -> None:
+def _check_dataset_files(name: str) -> None:
     metadata = MetadataCatalog.get(name)
     if name.startswith("shapes_"):
-        return  # made when first asked for
+        return  # generated when it is first read
     for kind in ("json_file", "image_root"):
         path = metadata.get(kind)
         if path and not os.path.exists(path):
             raise GNDetError(
-                f"The data set {name} is not there: {path} is missing; set DETECTRON2_DATASETS to the folder that holds "
-                "it, or give your own data by --train-json and --val-json."
+                f"The data set {name} is missing: {path} does not exist; set DETECTRON2_DATASETS to the folder of the data "
+                "sets, or pass your own data with --train-json and --val-json."
             )
 
 
 def _use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Register ``--train-json`` and ``--val-json`` and let the config follow them."""
-    known = {}
+    """Register the data of ``--train-json`` and ``--val-json``, and adapt the config to it."""
+    registered = {}
     for role, split in (("train", "TRAIN"), ("val", "TEST")):
         json_file, images = getattr(args, f"{role}_json"), getattr(args, f"{role}_images")
         if bool(json_file) != bool(images):
-            raise GNDetError(f"--{role}-json and --{role}-images go together: give both.")
+            raise GNDetError(f"--{role}-json and --{role}-images go together: pass both.")
         if json_file:
-            name = f"own_{Path(json_file).resolve().parent.name}_{role}"  # no name of detectron2's begins so
+            name = f"own_{Path(json_file).resolve().parent.name}_{role}"  # no data set of detectron2 has this prefix
             clean = Path(cfg.OUTPUT_DIR) / "data" / f"{name}.json"
-            known[role] = register_coco_json(name, json_file, images, clean) | {"json": json_file}
+            registered[role] = register_coco_json(name, json_file, images, clean) | {"json": json_file}
             cfg.DATASETS[split] = (name,)
-    if not known:
+    if not registered:
         return
-    if "train" in known and "val" not in known:
+    if "train" in registered and "val" not in registered:
         cfg.DATASETS.TEST = ()
-    if "val" in known and "train" not in known and not args.eval_only:
-        raise GNDetError("--val-json is given without --train-json: what is to be trained on?")
-    if len({tuple(facts["classes"]) for facts in known.values()}) > 1:
-        train, val = known["train"], known["val"]
+    if "val" in registered and "train" not in registered and not args.eval_only:
+        raise GNDetError("--val-json is given without --train-json: pass the training data too, or --eval-only.")
+    if len({tuple(data["classes"]) for data in registered.values()}) > 1:
+        train, val = registered["train"], registered["val"]
         raise GNDetError(
             f"{train['json']} has the classes {train['classes']}, but {val['json']} has {val['classes']}; both need the "
             "same categories with the same ids."
         )
-    _follow_data(cfg, args, known)
+    _adapt_config(cfg, args, registered)
 
 
-def _follow_data(cfg: CfgNode, args: argparse.Namespace, known: dict[str, dict]) -> None:
-    """NUM_CLASSES and mask format as the data have them."""
-    facts = next(iter(known.values()))
-    if "MODEL.ROI_HEADS.NUM_CLASSES" not in args.opts:  # else check_config compares
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(facts["classes"])
-    for role, facts in known.items():
-        if role == "train" and not facts["objects"]:
-            raise GNDetError(f"{facts['json']} has no objects to train on.")
-        if cfg.MODEL.MASK_ON and facts["objects"] and not facts["masks"]:
-            raise GNDetError(
-                f"{facts['json']} has boxes but no masks: set MODEL.MASK_ON False to train on boxes alone."
-            )
-        if facts["rle"]:
-            cfg.INPUT.MASK_FORMAT = "bitmask"  # detectron2 reads run-length masks only so
+def _adapt_config(cfg: CfgNode, args: argparse.Namespace, registered: dict[str, dict]) -> None:
+    """Set NUM_CLASSES and the mask format to those of the data.
+
+    Args:
+        registered: what :func:`gn_det.data.coco.register_coco_json` returned, and the file as "json",
+            for "train" and "val".
+    """
+    data = next(iter(registered.values()))
+    if "MODEL.ROI_HEADS.NUM_CLASSES" not in args.opts:  # otherwise check_config compares it with the data
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data["classes"])
+    for role, data in registered.items():
+        if role == "train" and not data["objects"]:
+            raise GNDetError(f"{data['json']} has no objects to train on.")
+        if cfg.MODEL.MASK_ON and data["objects"] and not data["masks"]:
+            raise GNDetError(f"{data['json']} has boxes but no masks: set MODEL.MASK_ON False to train on boxes only.")
+        if data["rle"]:
+            cfg.INPUT.MASK_FORMAT = "bitmask"  # the only format for which detectron2 reads run-length masks

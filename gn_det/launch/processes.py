@@ -1,4 +1,4 @@
-"""A run's processes: this one, several on this machine, or torchrun's."""
+"""Start a run in this process, in several processes, or in the processes of torchrun."""
 
 import argparse
 import os
@@ -14,17 +14,27 @@ from .prepare import prepare
 
 
 def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
-    """Run ``main(args)`` in this process, in the processes that ``--num-gpus`` asks for, or as one of torchrun's."""
+    """Run ``main(args)`` in each process of a run.
+
+    If torchrun started this process, it joins the other processes of torchrun. Otherwise, if the run
+    has more than one process, ``args.num_gpus`` new processes are started on this machine. A run with
+    a single process uses this one.
+
+    Raises:
+        GNDetError: if ``args.num_gpus`` does not fit this machine.
+    """
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
         return _join_torchrun(main, args)
     processes = args.num_gpus
     if processes < 1:
-        raise GNDetError(f"--num-gpus is {processes}; it is the number of processes, one a GPU, and at least 1.")
+        raise GNDetError(
+            f"--num-gpus is {processes}; it is the number of processes (one per GPU) and must be 1 or more."
+        )
     gpus = torch.cuda.device_count()
     if gpus and processes > gpus:
-        raise GNDetError(f"--num-gpus is {processes}, but this machine has {gpus}.")
+        raise GNDetError(f"--num-gpus is {processes}, but this machine has {gpus}: use {gpus} or less.")
     if processes * args.num_machines > 1:
-        prepare(args)  # in this process first, so that a mistake is said once and before any other starts
+        prepare(args)  # so that a mistake is reported once, before other processes start
         _share_cores(processes)
         url = "auto" if args.num_machines == 1 else args.dist_url
         detectron2_launch(main, processes, args.num_machines, args.machine_rank, url, args=(args,))
@@ -33,7 +43,10 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
 
 
 def _share_cores(processes: int) -> None:
-    """Without a limit each CPU process would take all cores. Inherited by the children through the environment."""
+    """Limit the threads of CPU processes, each of which would use all cores otherwise.
+
+    The child processes inherit the limit through the environment.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
 

@@ -1,4 +1,4 @@
-"""A run in each of its processes: set up, train or evaluate, report."""
+"""Run a training or an evaluation in one process, and write its report."""
 
 import argparse
 import logging
@@ -23,26 +23,35 @@ logger = logging.getLogger(__name__)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train, or with ``--eval-only`` evaluate, as the arguments of :func:`gn_det.launch.arguments.argument_parser` say."""
+    """Train, or evaluate with ``--eval-only``, and write the report.
+
+    Args:
+        args: arguments of :func:`gn_det.launch.arguments.argument_parser`.
+    """
     cfg = setup(args)
     if args.eval_only:
         evaluate_only(cfg, resume=args.resume)
     else:
         train(cfg, resume=args.resume)
-    say_end(cfg)
+    finish(cfg)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """:func:`prepare`, then detectron2's ``default_setup``: logs, ``OUTPUT_DIR/config.yaml``, seed. Called in each process.
+    """Prepare the config, the logs and the seed of a run, and write ``OUTPUT_DIR/config.yaml``.
 
-    The long part of what detectron2 says (environment, full config) goes to ``OUTPUT_DIR/log.txt`` only.
+    Calls :func:`gn_det.launch.prepare.prepare` and detectron2's ``default_setup``; must be called in
+    each process. detectron2's long log lines (environment, full config) only go to
+    ``OUTPUT_DIR/log.txt``, not to the terminal.
+
+    Raises:
+        GNDetError: as for :func:`gn_det.launch.prepare.prepare`.
     """
     cfg = prepare(args)
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     silence_detectron2()
     if cfg.SEED < 0:
-        cfg.SEED = comm.shared_random_seed() % 2**31  # a record names its seed
+        cfg.SEED = comm.shared_random_seed() % 2**31  # chosen here, so that result records contain it
     cfg.freeze()
     rank = comm.get_rank()
     loggers = [setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")]
@@ -51,30 +60,34 @@ def setup(args: argparse.Namespace) -> CfgNode:
     terminals = [h for log in loggers for h in log.handlers if getattr(h, "stream", None) is sys.stdout]
     for handler in terminals:
         handler.setLevel(logging.WARNING)
-    args = argparse.Namespace(**{**vars(args), "config_file": ""})  # its text is part of the full config
+    # Without config_file: default_setup would log the text of the file as well as the full config.
+    args = argparse.Namespace(**{**vars(args), "config_file": ""})
     default_setup(cfg, args)
     for handler in terminals:
         handler.setLevel(logging.DEBUG)
-        if not args.eval_only:  # the overview of the training has these numbers
+        if not args.eval_only:  # the training overview shows the numbers of instances
             handler.addFilter(lambda record: not record.getMessage().startswith("Distribution of instances"))
     if comm.is_main_process():
         remember_datasets(cfg.OUTPUT_DIR, datasets_of_run(cfg, args.eval_only))
-    _say_start(cfg)
+    _log_start(cfg)
     return cfg
 
 
-def _say_start(cfg: CfgNode) -> None:
+def _log_start(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
-        logger.info(f"No GPU here: running on the CPU with {torch.get_num_threads()} threads a process.")
-    data = f"{', '.join(cfg.DATASETS.TRAIN)} -> {', '.join(cfg.DATASETS.TEST) or 'no evaluation, as no --val-json is given'}"
+        logger.info(f"No GPU found: running on the CPU with {torch.get_num_threads()} threads per process.")
+    test = ", ".join(cfg.DATASETS.TEST) or "none, because --val-json is not given"
     logger.info(
-        f"{cfg.MODEL.GN.CONFIG}: {data}; {cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes, seed {cfg.SEED}; all goes to "
-        f"{cfg.OUTPUT_DIR}"
+        f"{cfg.MODEL.GN.CONFIG}: training data {', '.join(cfg.DATASETS.TRAIN)}; test data {test}; "
+        f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes; seed {cfg.SEED}; output in {cfg.OUTPUT_DIR}"
     )
 
 
-def say_end(cfg: CfgNode) -> None:
-    """Draw a few predictions on each test set, write the report, and say where everything lies. For the main process."""
+def finish(cfg: CfgNode) -> None:
+    """Draw some predictions on each test set, write the report, and log the paths of all results.
+
+    Does nothing in processes other than the main process.
+    """
     if not comm.is_main_process():
         return
     folder = Path(cfg.OUTPUT_DIR)
@@ -83,18 +96,18 @@ def say_end(cfg: CfgNode) -> None:
         if detections.is_file():
             _draw(name, detections, folder / "pictures" / name)
     _report(folder)
-    places = {
-        "report, all on one page": folder / "report.html",
+    results = {
+        "report": folder / "report.html",
         "model": folder / "model_final.pth",
         "best model": folder / BEST_FILE,
         "config": folder / "config.yaml",
-        "metrics over time": folder / "metrics.json",
+        "metrics during training": folder / "metrics.json",
         "result records": folder / "records",
-        "predicted masks beside the truth": folder / "pictures",
+        "predictions beside ground truth": folder / "pictures",
         "full log": folder / "log.txt",
     }
-    lines = [f"  {what + ':':<34}{path}" for what, path in places.items() if path.exists()]
-    logger.info("Done. What there is now:\n" + "\n".join(lines))
+    lines = [f"  {name + ':':<34}{path}" for name, path in results.items() if path.exists()]
+    logger.info("Done. Results:\n" + "\n".join(lines))
 
 
 def _report(folder: Path) -> None:
@@ -102,7 +115,7 @@ def _report(folder: Path) -> None:
         from ..report import write_report
 
         write_report(folder)
-    except Exception as error:  # whatever it is, the training itself went well
+    except Exception as error:  # a failing report must not make a successful training fail
         logger.warning(f"No report was written ({type(error).__name__}: {' '.join(str(error).split())}).")
 
 
@@ -112,6 +125,6 @@ def _draw(dataset_name: str, detections: Path, folder: Path) -> None:
     except ModuleNotFoundError as error:
         if error.name != "cv2":
             raise
-        logger.warning("No pictures are drawn: detectron2's drawing needs OpenCV (pip install opencv-python-headless).")
+        logger.warning("No predictions are drawn, because drawing needs OpenCV: pip install opencv-python-headless.")
         return
     draw_predictions(dataset_name, detections, folder)

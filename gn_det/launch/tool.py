@@ -1,4 +1,4 @@
-"""How a command-line tool ends: with its result, or with one sentence and an exit code."""
+"""Run a command-line tool, and turn user errors into one sentence and an exit code."""
 
 import os
 import sys
@@ -10,20 +10,24 @@ from ..errors import GNDetError
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool's main function. A mistake of the user becomes one sentence on stderr and exit code 2."""
+    """Run the main function of a tool.
+
+    A GNDetError, also of a child process, is printed to stderr as one sentence, and the exit code is
+    2. After Ctrl-C the exit code is 130.
+    """
     try:
         main()
     except GNDetError as error:
-        if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun would repeat it
+        if os.environ.get("RANK", "0") == "0":  # only once, not in each process of torchrun
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except torch.multiprocessing.ProcessRaisedException as error:
-        mistake = [line for line in str(error).splitlines() if "GNDetError: " in line]
-        if not mistake:
+        sentences = [line for line in str(error).splitlines() if "GNDetError: " in line]
+        if not sentences:
             raise
-        print("error: " + mistake[-1].split("GNDetError: ", 1)[1], file=sys.stderr)
+        print("error: " + sentences[-1].split("GNDetError: ", 1)[1], file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # "... | head" has read enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:

@@ -1,3 +1,3 @@
-"""A run as one HTML page."""
+"""The report of a run as one HTML page."""
 
 from .page import write_report  # noqa: F401

@@ -1,7 +1,8 @@
-"""Detections against the truth, by hotcoco: AP and curves, confusions, error types, and what was found and missed.
+"""Analyze detections with hotcoco: AP, precision and recall, confusion matrix, errors, and matches.
 
-N detections, M objects (crowds left out), K classes in the order of their category ids. "Shown" are the detections of at
-least ``min_score``. Precision, recall and AP are in percent, IoU from 0 to 1.
+Shapes: N detections, M objects (without crowds), K classes in the order of their category ids.
+Detections with a score of at least ``min_score`` are called "shown". Precision, recall and AP are
+in percent, IoU is from 0 to 1.
 """
 
 import contextlib
@@ -17,78 +18,112 @@ import numpy as np
 
 from ..errors import GNDetError
 from ..evaluation.evaluator import check_ids
-from ..evaluation.fast_coco import may_run
+from ..evaluation.hotcoco_data import SHAPE_KEYS, HotcocoData, claim_hotcoco
 
-KINDS = {"box": "bbox", "mask": "segm"}
-_KEYS = {"box": "bbox", "mask": "segmentation"}
-IOU = 0.5  # at which a detection counts as right, but for AP
-ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # TIDE's
+KINDS = {"box": "bbox", "mask": "segm"}  # kind of shape -> task
+IOU = 0.5  # lowest IoU of a match, except for AP
+ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # types of errors in TIDE
 
 
 @dataclass
 class Scores:
-    """What is told of one kind, box or mask, over detections of all scores."""
+    """Metrics of boxes or of masks, over detections of all scores.
 
-    metrics: dict[str, float | None]  # AP, AP50, ... AR100; None where there is nothing to find
-    class_ap: list[float | None]  # (K)
-    precision: np.ndarray  # (2, 101, K) at IoU 0.50 and 0.75 and recall 0, 1, ... 100; NaN for a class without objects
-    errors: dict[str, tuple[float, int]]  # of ERRORS, the AP50 that it costs and how many there are
+    Attributes:
+        metrics: value of "AP", "AP50", ... "AR100"; None if no object is of that size.
+        class_ap: (K) AP of each class; None for a class without objects.
+        precision: (2, 101, K) at IoU 0.50 and 0.75 and recall 0, 1, ... 100; NaN for a class
+            without objects.
+        errors: for each name in ``ERRORS``, the AP50 that these errors cost, and their number.
+    """
+
+    metrics: dict[str, float | None]
+    class_ap: list[float | None]
+    precision: np.ndarray
+    errors: dict[str, tuple[float, int]]
 
 
 @dataclass
 class Outcome:
-    """What became of each detection and object at IoU 0.5, and the images they are in (indices of ``truth["images"]``)."""
+    """Detections matched with objects at IoU 0.5.
 
-    kind: str  # box or mask
+    Attributes:
+        kind: the shapes that were matched, "box" or "mask".
+        min_score: lowest score of a shown detection.
+        score: (N) score of each detection.
+        right: (N) bool, whether the detection matches an object of its class.
+        wrong: (N) bool, whether the detection matches no object. A detection in a crowd, or after
+            the first 100 per image, is neither right nor wrong.
+        detection_image, detection_class: (N) indices of the image and of the class.
+        objects: (M) annotations of the objects.
+        area: (M) in square pixels.
+        object_image, object_class: (M) indices of the image and of the class.
+        match_score: (M) score of the detection that matches the object; NaN if none does.
+        confusion: (K + 1, K + 1) counts of shown detections. Rows are true classes, columns are
+            predicted classes; the last row and column are background.
+
+    Indices of images are those in ``truth["images"]``.
+    """
+
+    kind: str
     min_score: float
-    score: np.ndarray  # (N)
-    right: np.ndarray  # (N) bool
-    wrong: np.ndarray  # (N) bool; neither is what lies in a crowd, or beyond the 100 of an image
-    detection_image: np.ndarray  # (N)
-    detection_class: np.ndarray  # (N)
-    objects: list[dict]  # (M) rows of the truth
-    area: np.ndarray  # (M) of the objects, in square pixels
-    object_image: np.ndarray  # (M)
-    object_class: np.ndarray  # (M)
-    found_by: np.ndarray  # (M) the score of the detection that found it; NaN where none did
-    confusion: np.ndarray  # (K + 1, K + 1) counts of the shown; rows truth, columns predicted, last background
+    score: np.ndarray
+    right: np.ndarray
+    wrong: np.ndarray
+    detection_image: np.ndarray
+    detection_class: np.ndarray
+    objects: list[dict]
+    area: np.ndarray
+    object_image: np.ndarray
+    object_class: np.ndarray
+    match_score: np.ndarray
+    confusion: np.ndarray
 
     @property
     def shown(self) -> np.ndarray:
-        """(N) bool"""
+        """(N) bool, whether the score of the detection is at least ``min_score``."""
         return self.score >= self.min_score
 
     @property
     def found(self) -> np.ndarray:
-        """(M) bool"""
-        return self.found_by >= self.min_score
+        """(M) bool, whether a shown detection matches the object."""
+        return self.match_score >= self.min_score
 
 
 @dataclass
 class Analysis:
-    """Everything that the page tells of one data set."""
+    """The analysis of the detections on one data set.
+
+    Attributes:
+        classes: (K) names.
+        scores: metrics of "box" and, if masks were evaluated, of "mask".
+        outcome: matches of masks if masks were evaluated, otherwise of boxes.
+    """
 
     classes: list[str]
-    scores: dict[str, Scores]  # by kind
+    scores: dict[str, Scores]
     outcome: Outcome
 
 
-def analyse(
+def analyze_detections(
     truth: dict, rows: list[dict], min_score: float, *, masks: bool = True, where: str | Path = "the detections"
 ) -> Analysis:
-    """Evaluate detections in COCO's result format.
+    """Evaluate detections and match them with the ground truth.
 
     Args:
-        truth: as :func:`gn_det.data.coco.read_annotations` gives it.
-        masks: whether the model has masks; where detections have none, they are judged by their boxes alone.
-        where: the file of the detections, for sentences.
+        truth: what :func:`gn_det.data.coco.read_annotations` returns.
+        rows: detections in COCO's result format.
+        min_score: lowest score of a shown detection.
+        masks: whether to evaluate masks. Without masks in the annotations and detections, only
+            boxes are evaluated.
+        where: the file of the detections, for error messages.
 
     Raises:
-        GNDetError: a detection is for another data set, or has no valid box or mask.
+        GNDetError: a detection is of another data set, or has no valid box or mask.
     """
-    if not may_run():
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            return fresh.submit(analyse, truth, rows, min_score, masks=masks, where=where).result()
+    if not claim_hotcoco():
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as new_process:
+            return new_process.submit(analyze_detections, truth, rows, min_score, masks=masks, where=where).result()
     kinds = [kind for kind in KINDS if _has(truth["annotations"], kind) and (_has(rows, kind) or not rows)]
     kinds = [kind for kind in kinds if masks or kind == "box"] or ["box"]
     try:
@@ -100,7 +135,9 @@ def analyse(
         raise
     except (ValueError, TypeError, KeyError) as error:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise GNDetError(f"{where} cannot be evaluated with the annotations there ({problem}).") from None
+        raise GNDetError(
+            f"{where} cannot be evaluated with the annotations of the data set ({problem}); check both files."
+        ) from None
     return Analysis(data.names, scores, outcome)
 
 
@@ -109,57 +146,50 @@ def _area(row: dict) -> float:
 
 
 def _has(rows: Sequence[dict], kind: str) -> bool:
-    return any(_KEYS[kind] in row for row in rows)
+    return any(SHAPE_KEYS[KINDS[kind]] in row for row in rows)
 
 
 class _Data:
-    """Truth and detections with images and classes numbered from 0, as hotcoco takes no other ids than numbers."""
+    """Annotations and detections of a data set.
+
+    Attributes:
+        names: (K) names of the classes.
+        rows: (N) detections.
+        images: {image id: index in ``truth["images"]``}.
+        classes: {category id: class index}.
+        annotations: all annotations, with crowds.
+    """
 
     def __init__(self, truth: dict, rows: list[dict], where: str | Path):
         categories = sorted(truth["categories"], key=lambda row: row["id"])
         self.names, self.rows = [row["name"] for row in categories], rows
         self.images = {row["id"]: index for index, row in enumerate(truth["images"])}
-        # The COCO API ranks equal scores by the order of the image ids.
-        self.ranks = {i: n for n, i in enumerate(sorted(self.images, key=lambda i: (isinstance(i, str), i)))}
         self.classes = {row["id"]: index for index, row in enumerate(categories)}
         check_ids(rows, self.images, self.classes, where)
         self.annotations = truth["annotations"]
-        self.truth = hotcoco.COCO(
-            {
-                "images": [
-                    {"id": self.ranks[row["id"]], "height": row["height"], "width": row["width"]}
-                    for row in truth["images"]
-                ],
-                "categories": [{"id": index, "name": str(index)} for index in range(len(categories))],
-                "annotations": [self._annotation(number, row) for number, row in enumerate(self.annotations, start=1)],
-            }
-        )
-
-    def _annotation(self, number: int, row: dict) -> dict:
-        shape = {key: row[key] for key in _KEYS.values() if row.get(key)}
-        return {"id": number, **self._place(row), **shape, "iscrowd": int(row.get("iscrowd", 0)), "area": _area(row)}
-
-    def _place(self, row: dict) -> dict:
-        return {"image_id": self.ranks[row["image_id"]], "category_id": self.classes[row["category_id"]]}
-
-    def detections(self, kind: str, which: Iterable[int] | None = None) -> hotcoco.COCO:
-        """Of one kind alone: with a box beside it the COCO API would take a mask's size from the box."""
-        key, rows = _KEYS[kind], self.rows if which is None else [self.rows[index] for index in which]
-        return self.truth.load_res([{**self._place(row), "score": row["score"], key: row[key]} for row in rows])
+        complete = [{**row, "iscrowd": row.get("iscrowd", 0), "area": _area(row)} for row in self.annotations]
+        self._hotcoco = HotcocoData(truth["images"], self.classes, complete)
 
     def evaluate(self, kind: str) -> hotcoco.COCOeval:
-        evaluation = hotcoco.COCOeval(self.truth, self.detections(kind), KINDS[kind])
+        """Return the evaluation of all detections."""
+        evaluation = self._hotcoco.build_evaluation(KINDS[kind], self.rows)
         evaluation.evaluate()
         evaluation.accumulate()
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        with contextlib.redirect_stdout(io.StringIO()):  # summarize() prints
             evaluation.summarize()
         return evaluation
 
+    def confusion(self, kind: str, indices: Iterable[int]) -> np.ndarray:
+        """Return the confusion matrix (K + 1, K + 1) of the detections with these indices."""
+        evaluation = self._hotcoco.build_evaluation(KINDS[kind], [self.rows[index] for index in indices])
+        return np.asarray(evaluation.confusion_matrix(iou_thr=IOU)["matrix"]).astype(int)
+
 
 def _scores(evaluation: hotcoco.COCOeval) -> Scores:
-    told: dict = evaluation.eval or {}
-    precision = 100 * np.asarray(told["precision"])[:, :, :, 0, -1]  # of all sizes, 100 detections an image
-    precision[precision < 0] = np.nan  # the COCO API's -1: no objects
+    arrays: dict = evaluation.eval or {}
+    precision = 100 * np.asarray(arrays["precision"])[:, :, :, 0, -1]  # of all sizes, 100 detections per image
+
+    precision[precision < 0] = np.nan  # -1 stands for a class without objects
     per_class = precision.transpose(2, 0, 1).reshape(precision.shape[2], -1)
     errors = evaluation.tide_errors(pos_thr=IOU)
     metrics = evaluation.results()["metrics"]
@@ -172,16 +202,16 @@ def _scores(evaluation: hotcoco.COCOeval) -> Scores:
 
 
 def _outcome(data: _Data, kind: str, evaluation: hotcoco.COCOeval, min_score: float) -> Outcome:
-    """hotcoco numbers detections from 1 in their order, as the objects here."""
-    told = evaluation.image_diagnostics(iou_thr=IOU)
-    status = [told["dt_status"].get(number) for number in range(1, len(data.rows) + 1)]
+    # hotcoco numbers detections and annotations from 1, each in the order in which they were given.
+    diagnostics = evaluation.image_diagnostics(iou_thr=IOU)
+    status = [diagnostics["dt_status"].get(number) for number in range(1, len(data.rows) + 1)]
     right, wrong = (np.array([s == name for s in status], dtype=bool) for name in ("tp", "fp"))
     score = np.array([row["score"] for row in data.rows], dtype=float)
     objects = [number for number, row in enumerate(data.annotations, start=1) if not row.get("iscrowd")]
-    matches = [told["gt_match"].get(number) for number in objects]
+    matches = [diagnostics["gt_match"].get(number) for number in objects]
     rows = [data.annotations[number - 1] for number in objects]
-    counted = np.flatnonzero((score >= min_score) & (right | wrong))  # else detections in crowds were false alarms
-    shown = hotcoco.COCOeval(data.truth, data.detections(kind, counted), KINDS[kind])
+    # Without the detections in crowds, which the confusion matrix would count as false positives.
+    counted = np.flatnonzero((score >= min_score) & (right | wrong))
     return Outcome(
         kind=kind,
         min_score=min_score,
@@ -194,6 +224,6 @@ def _outcome(data: _Data, kind: str, evaluation: hotcoco.COCOeval, min_score: fl
         area=np.array([_area(row) for row in rows], dtype=float),
         object_image=np.array([data.images[row["image_id"]] for row in rows], dtype=int),
         object_class=np.array([data.classes[row["category_id"]] for row in rows], dtype=int),
-        found_by=np.array([score[match - 1] if match else np.nan for match in matches], dtype=float),
-        confusion=np.asarray(shown.confusion_matrix(iou_thr=IOU)["matrix"]).astype(int),
+        match_score=np.array([score[match - 1] if match else np.nan for match in matches], dtype=float),
+        confusion=data.confusion(kind, counted),
     )

@@ -1,4 +1,4 @@
-"""Which images, false alarms and misses a report shows, and in words why each was one."""
+"""Select the images, false positives and missed objects that a report shows, with captions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,44 +8,59 @@ from pycocotools import mask as coco_mask
 
 from .analysis import IOU, Analysis
 
-_TOUCH = 0.1  # IoU below which two have nothing to do with each other, as in TIDE
+_MIN_OVERLAP = 0.1  # IoU below which a detection and an object are unrelated, as in TIDE
 
 
 @dataclass
 class Case:
-    """One pair of pictures: an image, or a close-up of it, with the sentence under it."""
+    """An image, or a close-up of it, shown with its predictions and with its ground truth.
 
-    image: int  # index in truth["images"]
+    Attributes:
+        image: index in ``truth["images"]``.
+        caption: explanation of the case.
+        row: the detection or the annotation that a close-up shows; None for the whole image.
+    """
+
+    image: int
     caption: str
-    row: dict | None = None  # the detection or object in question, of the rows that were given
+    row: dict | None = None
 
 
-def choose(analysis: Analysis, truth: dict, rows: list[dict], number: int = 4) -> dict[str, list[Case]]:
-    """At most ``number`` cases of each kind, in the order of the page.
+def choose_cases(analysis: Analysis, truth: dict, rows: list[dict], number: int = 4) -> dict[str, list[Case]]:
+    """Select at most ``number`` cases of each kind.
 
     Args:
-        rows: the detections that ``analysis`` was made of.
+        analysis: of these annotations and detections.
+        truth: what :func:`gn_det.data.coco.read_annotations` returns.
+        rows: detections in COCO's result format.
 
     Returns:
-        {"best": images, "worst": images, "false alarms": the surest wrong detections, "misses": the largest objects
-        that were not found}; the last two at most one an image.
+        a dict with the keys, in the order of the page
+
+        - "best": the images with the highest F1.
+        - "worst": the images with the lowest F1.
+        - "false positives": the wrong detections with the highest scores, at most one per image.
+        - "misses": the largest objects that were not found, at most one per image.
     """
-    near = _Near(analysis, truth, rows)
-    best, worst = _images(analysis, number)
+    explainer = _Explainer(analysis, truth, rows)
+    best, worst = _best_and_worst(analysis, number)
     outcome = analysis.outcome
-    alarms = np.flatnonzero(outcome.wrong & outcome.shown)
-    alarms = alarms[np.argsort(-outcome.score[alarms], kind="stable")]
-    misses = np.flatnonzero(~outcome.found)
-    misses = misses[np.argsort(-outcome.area[misses], kind="stable")]
+    wrong = np.flatnonzero(outcome.wrong & outcome.shown)
+    wrong = wrong[np.argsort(-outcome.score[wrong], kind="stable")]
+    missed = np.flatnonzero(~outcome.found)
+    missed = missed[np.argsort(-outcome.area[missed], kind="stable")]
     return {
         "best": best,
         "worst": worst,
-        "false alarms": [near.alarm(d) for d in _one_an_image(alarms, outcome.detection_image, number)],
-        "misses": [near.miss(m) for m in _one_an_image(misses, outcome.object_image, number)],
+        "false positives": [
+            explainer.false_positive(d) for d in _one_per_image(wrong, outcome.detection_image, number)
+        ],
+        "misses": [explainer.miss(m) for m in _one_per_image(missed, outcome.object_image, number)],
     }
 
 
-def _one_an_image(indices: Iterable[int], images: np.ndarray, number: int) -> list[int]:
+def _one_per_image(indices: Iterable[int], images: np.ndarray, number: int) -> list[int]:
+    """Return the first index of each image, for at most ``number`` images."""
     chosen: dict[int, int] = {}
     for index in indices:
         chosen.setdefault(int(images[index]), int(index))
@@ -54,8 +69,11 @@ def _one_an_image(indices: Iterable[int], images: np.ndarray, number: int) -> li
     return list(chosen.values())
 
 
-def _images(analysis: Analysis, number: int) -> tuple[list[Case], list[Case]]:
-    """By F1 of the shown detections; among equals those with most right, or most wrong, come first."""
+def _best_and_worst(analysis: Analysis, number: int) -> tuple[list[Case], list[Case]]:
+    """Return the images with the highest and the lowest F1 of the shown detections.
+
+    Among images of equal F1, those with the most objects found, or the most errors, come first.
+    """
     outcome = analysis.outcome
     count = 1 + max([-1, *outcome.object_image.tolist(), *outcome.detection_image.tolist()])
     right, wrong = (
@@ -71,74 +89,95 @@ def _images(analysis: Analysis, number: int) -> tuple[list[Case], list[Case]]:
     worst = [index for index in order if wrong[index] + missed[index] and index not in best][:number]
 
     def case(index: int) -> Case:
-        alarms = f"{wrong[index]} false alarm" + ("" if wrong[index] == 1 else "s")
-        return Case(int(index), f"{right[index]} of {objects[index]} objects found, {alarms}")
+        count = f"{wrong[index]} false positive" + ("" if wrong[index] == 1 else "s")
+        return Case(int(index), f"{right[index]} of {objects[index]} objects found, {count}")
 
     return [case(index) for index in best], [case(index) for index in worst]
 
 
-class _Near:
-    """Looks up what lies where a false alarm or a missed object is."""
+class _Explainer:
+    """Explains false positives and missed objects by what overlaps them in the image."""
 
     def __init__(self, analysis: Analysis, truth: dict, rows: list[dict]):
         self.analysis, self.outcome, self.truth, self.rows = analysis, analysis.outcome, truth, rows
 
-    def alarm(self, index: int) -> Case:
+    def false_positive(self, index: int) -> Case:
+        """Return the case of a wrong detection."""
         outcome, row = self.outcome, self.rows[index]
-        there = np.flatnonzero(outcome.object_image == outcome.detection_image[index])
-        ious = self._ious([row], [outcome.objects[m] for m in there], int(outcome.detection_image[index]))[0]
+        objects = np.flatnonzero(outcome.object_image == outcome.detection_image[index])
+        ious = self._ious([row], [outcome.objects[m] for m in objects], int(outcome.detection_image[index]))[0]
         name = self.analysis.classes[outcome.detection_class[index]]
-        same = outcome.object_class[there] == outcome.detection_class[index]
-        caption = f"{name}, score {outcome.score[index]:.2f}: {self._why_alarm(ious, same, there)}"
-        return Case(int(outcome.detection_image[index]), caption, row)
+        same_class = outcome.object_class[objects] == outcome.detection_class[index]
+        reason = self._why_false_positive(ious, same_class, objects)
+        return Case(int(outcome.detection_image[index]), f"{name}, score {outcome.score[index]:.2f}: {reason}", row)
 
-    def _why_alarm(self, ious: np.ndarray, same: np.ndarray, there: np.ndarray) -> str:
-        own, other = (ious * which for which in (same, ~same))
-        if own.max(initial=0) >= IOU:
-            return "found a second time"
+    def _why_false_positive(self, ious: np.ndarray, same_class: np.ndarray, objects: np.ndarray) -> str:
+        """Explain a wrong detection.
+
+        Args:
+            ious: IoU of the detection with each object of the image.
+            same_class: whether the object has the predicted class.
+            objects: indices of the objects.
+        """
+        same, other = ious * same_class, ious * ~same_class
+        if same.max(initial=0) >= IOU:
+            return "another detection already found this object"
         if other.max(initial=0) >= IOU:
-            return f"the truth there is {self.analysis.classes[self.outcome.object_class[there[other.argmax()]]]}"
-        if own.max(initial=0) >= _TOUCH:
-            return f"badly placed, IoU {own.max():.2f} with the nearest {self.outcome.kind}"
-        return (
-            "no object of any class there" if other.max(initial=0) < _TOUCH else "of another object, and badly placed"
-        )
+            return f"the ground truth is {self.analysis.classes[self.outcome.object_class[objects[other.argmax()]]]}"
+        if same.max(initial=0) >= _MIN_OVERLAP:
+            return f"inaccurate, IoU {same.max():.2f} with the nearest {self.outcome.kind}"
+        if other.max(initial=0) >= _MIN_OVERLAP:
+            return "inaccurate, and the nearest object is of another class"
+        return "no object there"
 
     def miss(self, index: int) -> Case:
+        """Return the case of an object that was not found."""
         outcome, row = self.outcome, self.outcome.objects[index]
-        there = np.flatnonzero((outcome.detection_image == outcome.object_image[index]) & outcome.shown)
-        ious = self._ious([self.rows[d] for d in there], [row], int(outcome.object_image[index]))[:, 0]
-        same = outcome.detection_class[there] == outcome.object_class[index]
+        detections = np.flatnonzero((outcome.detection_image == outcome.object_image[index]) & outcome.shown)
+        ious = self._ious([self.rows[d] for d in detections], [row], int(outcome.object_image[index]))[:, 0]
+        same_class = outcome.detection_class[detections] == outcome.object_class[index]
         name, size = self.analysis.classes[outcome.object_class[index]], outcome.area[index] ** 0.5
-        caption = f"{name}, {size:.0f} px: {self._why_miss(index, ious, same, there)}"
-        return Case(int(outcome.object_image[index]), caption, row)
+        reason = self._why_missed(index, ious, same_class, detections)
+        return Case(int(outcome.object_image[index]), f"{name}, {size:.0f} px: {reason}", row)
 
-    def _why_miss(self, index: int, ious: np.ndarray, same: np.ndarray, there: np.ndarray) -> str:
-        own, other = (ious * which for which in (same, ~same))
+    def _why_missed(self, index: int, ious: np.ndarray, same_class: np.ndarray, detections: np.ndarray) -> str:
+        """Explain why an object was not found.
+
+        Args:
+            index: index of the object.
+            ious: IoU of each shown detection of the image with the object.
+            same_class: whether the detection has the class of the object.
+            detections: indices of the detections.
+        """
+        same, other = ious * same_class, ious * ~same_class
         if other.max(initial=0) >= IOU:
-            taker = there[other.argmax()]
-            name = self.analysis.classes[self.outcome.detection_class[taker]]
-            return f"taken for {name} ({self.outcome.score[taker]:.2f})"
-        if self.outcome.found_by[index] > 0:
-            return f"found, but with score {self.outcome.found_by[index]:.2f} only"
-        if own.max(initial=0) >= _TOUCH:
-            return f"a detection overlaps it with IoU {own.max():.2f} only"
-        return "nothing found there"
+            wrong = detections[other.argmax()]
+            name = self.analysis.classes[self.outcome.detection_class[wrong]]
+            return f"detected as {name} (score {self.outcome.score[wrong]:.2f})"
+        if self.outcome.match_score[index] > 0:
+            return f"detected, but with score {self.outcome.match_score[index]:.2f} only"
+        if same.max(initial=0) >= _MIN_OVERLAP:
+            return f"the best detection has IoU {same.max():.2f} only"
+        return "no detection there"
 
     def _ious(self, rows: list[dict], objects: list[dict], image: int) -> np.ndarray:
-        """(len(rows), len(objects))"""
+        """Return the IoU of each detection with each object, (len(rows), len(objects))."""
         if not rows or not objects:
             return np.zeros((len(rows), len(objects)))
         if self.outcome.kind == "box":
             boxes = [np.array([row["bbox"] for row in part], dtype=float) for part in (rows, objects)]
             return coco_mask.iou(*boxes, [0] * len(objects))
         size = self.truth["images"][image]["height"], self.truth["images"][image]["width"]
-        masks = [[run_length(row["segmentation"], *size) for row in part] for part in (rows, objects)]
+        masks = [[to_compressed_rle(row["segmentation"], *size) for row in part] for part in (rows, objects)]
         return coco_mask.iou(*masks, [0] * len(objects))
 
 
-def run_length(segmentation: dict | list, height: int, width: int) -> dict:
-    """A COCO segmentation (polygons, counts as text or numbers) as the COCO API's compressed run lengths."""
+def to_compressed_rle(segmentation: dict | list, height: int, width: int) -> dict:
+    """Convert a COCO segmentation to the compressed run lengths of pycocotools.
+
+    Args:
+        segmentation: polygons, or run lengths with the counts as text or as numbers.
+    """
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     counts = segmentation["counts"]

@@ -1,4 +1,4 @@
-"""Predictions beside the truth as small JPEGs, drawn with detectron2's Visualizer."""
+"""Draw predictions and ground truth on images, as small JPEGs for the report."""
 
 import base64
 import io
@@ -15,23 +15,27 @@ from pycocotools import mask as coco_mask
 
 from ..drawing.figures import PALETTE
 from ..drawing.instances import LabelVisualizer
-from .cases import Case, run_length
+from .cases import Case, to_compressed_rle
 
-_SIDE = 400  # pixels of a picture's longer side
-_CONTEXT = 1.0  # sides of the object's box that a close-up shows on each side of it
-_LEAST = 48  # pixels of the image that a close-up shows at least
-_STRAIGHT = 0.5  # pixels that an outline may be off its mask, so that it has few corners
+_LONG_SIDE = 400  # pixels of the longer side of a picture
+_CONTEXT = 1.0  # margin of a close-up on each side, in longer sides of the box
+_MIN_CLOSE_UP = 48  # smallest side of a close-up, in pixels of the image
+_OUTLINE_ERROR = 0.5  # pixels; outlines are simplified to within this distance
 _QUALITY = 80  # of the JPEGs
-_NAME = 16  # letters of a class name that are drawn
-_TEXT = 16  # pixels of the letters' height
-_COLOURS = [to_rgb(code) for code in PALETTE]
+_MAX_NAME = 16  # letters of a class name that are drawn
+_TEXT_HEIGHT = 16  # pixels
+_COLORS = [to_rgb(code) for code in PALETTE]
 
 
 class Album:
-    """Draws the cases of one data set.
+    """Draws the pictures of one data set.
 
     Args:
+        truth: what :func:`gn_det.data.coco.read_annotations` returns.
+        rows: detections in COCO's result format.
+        image_root: folder of the images.
         classes: {category id: (index, name)}.
+        min_score: detections with a lower score are not drawn.
     """
 
     def __init__(self, truth: dict, rows: list[dict], image_root: str | Path, classes: dict, min_score: float):
@@ -45,7 +49,12 @@ class Album:
                 self.shown[row["image_id"]].append(row)
 
     def draw(self, case: Case) -> dict[str, str] | None:
-        """{"predicted": data URI of a JPEG, "truth": likewise}, or None where the image cannot be read."""
+        """Draw the detections and the ground truth of a case.
+
+        Returns:
+            {"predicted": JPEG as a data URI, "truth": JPEG as a data URI}, or None if the image
+                cannot be read.
+        """
         image = self.truth["images"][case.image]
         pixels = self._read(image)
         if pixels is None:
@@ -54,33 +63,48 @@ class Album:
         predicted = [(row, f"{row['score']:.2f}".removeprefix("0")) for row in self.shown[image["id"]]]
         truth = [(row, "crowd" * bool(row.get("iscrowd"))) for row in self.objects[image["id"]]]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # of a name in another script
-            return {"predicted": self._side(view, predicted, case.row), "truth": self._side(view, truth, case.row)}
+            # The font does not have the letters of all scripts.
+            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+            return {
+                "predicted": self._picture(view, predicted, case.row),
+                "truth": self._picture(view, truth, case.row),
+            }
 
     def _read(self, image: dict) -> np.ndarray | None:
+        """Return the pixels of an image.
+
+        Returns:
+            None if the file is outside the image folder, cannot be read, or has another size.
+        """
         name = str(image["file_name"])
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            return None  # out of the image folder
+            return None
         try:
             pixels = read_image(str(self.root / name), format="RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return None
         return pixels if pixels.shape[:2] == (image["height"], image["width"]) else None
 
-    def _side(self, view: "_View", rows: list[tuple[dict, str]], asked: dict | None) -> str:
-        """One half; what a close-up is not about is drawn faintly."""
-        canvas = LabelVisualizer(view.pixels, text_height=_TEXT)
+    def _picture(self, view: "_View", rows: list[tuple[dict, str]], subject: dict | None) -> str:
+        """Draw annotations or detections, and return the picture as a data URI.
+
+        Args:
+            rows: (annotation or detection, text after the name of its class).
+            subject: the row that a close-up shows, which gets a white frame; the others are drawn
+                fainter.
+        """
+        canvas = LabelVisualizer(view.pixels, text_height=_TEXT_HEIGHT)
         placed = [(view.box(row), row, note) for row, note in rows]
-        placed.sort(key=lambda entry: -np.prod(entry[0][2:] - entry[0][:2]))  # small ones on top
+        placed.sort(key=lambda entry: -np.prod(entry[0][2:] - entry[0][:2]))  # small ones last, on top
         for box, row, note in placed:
             if not np.isfinite(box).all() or (box[:2] >= view.size).any() or (box[2:] <= 0).any():
-                continue  # out of sight
+                continue  # outside the view
             index, name = self.classes[row["category_id"]]
-            color, strength = _COLOURS[index % len(_COLOURS)], 1.0 if asked is None or row is asked else 0.5
+            color, strength = _COLORS[index % len(_COLORS)], 1.0 if subject is None or row is subject else 0.5
             for polygon in view.polygons(row.get("segmentation")):
                 canvas.draw_polygon(polygon, color, alpha=0.35 * strength)
             box = np.clip(box, 1, np.tile(view.size - 1, 2))
-            if row is asked:
+            if row is subject:
                 canvas.draw_box(box + (-2, -2, 2, 2), edge_color="w", alpha=1.0)
             canvas.draw_box(box, edge_color=color, alpha=strength)
             canvas.draw_text(_label(name, note), box[:2], color=color)
@@ -90,52 +114,68 @@ class Album:
 
 
 def _label(name: str, note: str) -> str:
-    """Short, and on one line."""
+    """Return the name of the class, shortened and on one line, with the note."""
     name = "".join(letter if letter.isprintable() else " " for letter in name)
-    name = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+    name = name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…"
     return f"{name} {note}".strip()
 
 
 class _View:
-    """An image, or a close-up of an annotation in it, at the size in which it is shown; and its geometry there."""
+    """An image, or a close-up of one of its annotations or detections, resized for the report.
+
+    Args:
+        pixels: (height, width, 3), RGB, uint8.
+        row: what the close-up shows; None for the whole image.
+
+    Attributes:
+        pixels: (height, width, 3) of the view.
+        size: (width, height) of the view in its pixels.
+        corner: x, y of the view in the image.
+        scale: pixels of the view per pixel of the image.
+    """
 
     def __init__(self, pixels: np.ndarray, row: dict | None):
-        full = np.array(pixels.shape[1::-1])
+        full_size = np.array(pixels.shape[1::-1])
         self.image_size = pixels.shape[:2]
-        whole: tuple[np.ndarray, np.ndarray] = np.zeros(2), full
-        self.corner, size = whole if row is None else _close_up(self._xywh(row), full)
-        self.scale = _SIDE / max(size)
-        self.size = np.maximum(np.rint(size * self.scale), 1).astype(int)  # width, height
+        whole: tuple[np.ndarray, np.ndarray] = np.zeros(2), full_size
+        self.corner, size = whole if row is None else _close_up(self._xywh(row), full_size)
+        self.scale = _LONG_SIDE / max(size)
+        self.size = np.maximum(np.rint(size * self.scale), 1).astype(int)
         (x, y), (w, h) = self.corner.astype(int), size.astype(int)
         part = Image.fromarray(pixels[y : y + h, x : x + w])
         self.pixels = np.asarray(part.resize(tuple(self.size.tolist()), Image.Resampling.LANCZOS))
 
     def _xywh(self, row: dict) -> np.ndarray:
-        """In the image; of the mask where the row has no box."""
+        """Return the box in the image, computed from the mask if the row has no box."""
         box = row.get("bbox")
-        return np.array(
-            coco_mask.toBbox(run_length(row["segmentation"], *self.image_size)) if box is None else box, float
-        )
+        if box is None:
+            box = coco_mask.toBbox(to_compressed_rle(row["segmentation"], *self.image_size))
+        return np.array(box, float)
 
     def box(self, row: dict) -> np.ndarray:
-        """x0, y0, x1, y1 in the view."""
+        """Return the box as x0, y0, x1, y1 in the view."""
         x, y, w, h = self._xywh(row)
         return ((np.array([[x, y], [x + w, y + h]]) - self.corner) * self.scale).ravel()
 
     def polygons(self, segmentation: dict | list | None) -> list[np.ndarray]:
-        """Outlines (P, 2) in the view."""
+        """Return the simplified outlines of a mask, each (P, 2), in the view."""
         if not segmentation:
             return []
         if isinstance(segmentation, dict):
-            mask = coco_mask.decode(run_length(segmentation, *self.image_size))
+            mask = coco_mask.decode(to_compressed_rle(segmentation, *self.image_size))
             segmentation = GenericMask(mask, *self.image_size).polygons
         points = ((np.reshape(polygon, (-1, 2)) - self.corner) * self.scale for polygon in segmentation)
-        return [cv2.approxPolyDP(polygon.astype(np.float32), _STRAIGHT, closed=True)[:, 0] for polygon in points]
+        return [cv2.approxPolyDP(polygon.astype(np.float32), _OUTLINE_ERROR, closed=True)[:, 0] for polygon in points]
 
 
-def _close_up(box: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corner and size, in whole pixels of the image, of what is shown around x, y, w, h."""
-    side = np.maximum(box[2:].max() * (1 + 2 * _CONTEXT), _LEAST)
-    size = np.minimum(np.ceil((side, side)), full)
-    corner = np.clip(np.rint(box[:2] + box[2:] / 2 - size / 2), 0, full - size)
+def _close_up(box: np.ndarray, image_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return corner and size of the close-up of a box, in whole pixels of the image.
+
+    Args:
+        box: x, y, width, height.
+        image_size: width, height.
+    """
+    side = np.maximum(box[2:].max() * (1 + 2 * _CONTEXT), _MIN_CLOSE_UP)
+    size = np.minimum(np.ceil((side, side)), image_size)
+    corner = np.clip(np.rint(box[:2] + box[2:] / 2 - size / 2), 0, image_size - size)
     return corner, size

@@ -1,4 +1,4 @@
-"""What a report is made of: everything that a run has left in its OUTPUT_DIR, and what is missing there."""
+"""Read the files of a run that its report shows, and note which of them are missing."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,34 +12,51 @@ from ..errors import GNDetError
 from ..evaluation.evaluator import read_detections
 from ..evaluation.run_folder import read_config, read_metrics, read_records, register_datasets
 
-_COUNTED = 100e6  # bytes of a JSON up to which its images and objects are counted only to be told
+_MAX_BYTES = 100e6  # a larger annotation file is not read only to count its images and objects
 
 
 @dataclass
 class Source:
-    """One run, and one data set that it was evaluated on, if any."""
+    """A run and its evaluation on one data set. An attribute is None if its file is missing.
+
+    Attributes:
+        folder: the OUTPUT_DIR.
+        cfg: the config.
+        metrics: of the training, see :func:`gn_det.evaluation.run_folder.read_metrics`.
+        dataset: name of the data set; None if the run was not evaluated.
+        record: the latest result record on the data set.
+        truth: the annotations, see :func:`gn_det.data.coco.read_annotations`.
+        detections: in COCO's result format.
+        detections_file: from which they were read.
+        image_root: folder of the images.
+        others: names of the other data sets on which the run was evaluated.
+        missing: sentences that tell what the report does not show, and why.
+    """
 
     folder: Path
     cfg: CfgNode
-    metrics: list[dict]  # as read_metrics
+    metrics: list[dict]
     dataset: str | None = None
-    record: dict | None = None  # the latest on that data set
-    truth: dict | None = None  # as read_annotations
+    record: dict | None = None
+    truth: dict | None = None
     detections: list[dict] | None = None
     detections_file: Path | None = None
     image_root: Path | None = None
-    others: list[str] = field(default_factory=list)  # further data sets that there is an evaluation on
-    missing: list[str] = field(default_factory=list)  # sentences
+    others: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 def read_source(folder: str | Path, dataset: str | None = None) -> Source:
-    """Read a run's folder.
+    """Read the files of a run.
 
     Args:
-        dataset: the one to report on; by default the first of ``DATASETS.TEST`` that there is an evaluation on.
+        folder: the OUTPUT_DIR of the run.
+        dataset: the data set to report on; by default the first of ``DATASETS.TEST`` on which the
+            run was evaluated.
 
     Raises:
-        GNDetError: no run there, no evaluation on that data set, or a file that cannot be read.
+        GNDetError: ``folder`` is not the OUTPUT_DIR of a run, the run was not evaluated on
+            ``dataset``, or a file cannot be read.
     """
     folder = Path(folder)
     source = Source(folder, read_config(folder), read_metrics(folder))
@@ -48,12 +65,12 @@ def read_source(folder: str | Path, dataset: str | None = None) -> Source:
     detections = {path.parent.name: path for path in (folder / "inference").glob("*/coco_instances_results.json")}
     names = sorted(records.keys() | detections.keys())
     if dataset is not None and dataset not in names:
-        there = f"there is one on {', '.join(names)}" if names else "there is none"
-        raise GNDetError(f"{folder} holds no evaluation on {dataset}: {there}.")
+        hint = f"use one of {', '.join(names)}" if names else "it was not evaluated on any data set"
+        raise GNDetError(f"The run in {folder} was not evaluated on {dataset}; {hint}.")
     first = [name for name in source.cfg.DATASETS.TEST if name in names]
     source.dataset = dataset or next(iter(first + names), None)
     if source.dataset is None:
-        source.missing.append("This run was not evaluated, so there is nothing here on what the model finds.")
+        source.missing.append("This run was not evaluated, so this report has no results.")
         return source
     source.others = [name for name in names if name != source.dataset]
     source.record = records.get(source.dataset)
@@ -65,15 +82,15 @@ def read_source(folder: str | Path, dataset: str | None = None) -> Source:
 def _read_data(source: Source) -> None:
     if source.detections_file is None:
         source.missing.append(
-            f"The detections on {source.dataset} are gone, so there is nothing here beyond its record."
+            f"The detections on {source.dataset} were not found, so this report only shows the record of the evaluation."
         )
         return
     metadata: Any = MetadataCatalog.get(source.dataset) if source.dataset in DatasetCatalog else {}
     json_file = metadata.get("json_file")
     if not json_file or not Path(json_file).is_file():
-        gone = f"{json_file} is gone" if json_file else "the run did not note where they lie"
+        reason = f"{json_file} does not exist" if json_file else "the run did not save their path"
         source.missing.append(
-            f"The annotations of {source.dataset} are not there ({gone}), so there is nothing here beyond its record."
+            f"The annotations of {source.dataset} were not found ({reason}), so the detections were not analyzed."
         )
         return
     source.truth = read_annotations(json_file)
@@ -82,21 +99,25 @@ def _read_data(source: Source) -> None:
     if root and Path(root).is_dir():
         source.image_root = Path(root)
     else:
-        source.missing.append(f"The images of {source.dataset} are not there, so no pictures are shown.")
+        source.missing.append(f"The images of {source.dataset} were not found, so no pictures are shown.")
 
 
-def count(name: str, truth: dict | None = None) -> str:
-    """``shapes_val: 60 images, 291 objects``, as far as it is known.
+def describe_dataset(name: str, truth: dict | None = None) -> str:
+    """Return the name and size of a data set as ``shapes_val: 60 images, 291 objects``.
+
+    Only the name is returned if the annotations are not given and were not found, or are too large
+    to be read for this.
 
     Args:
-        truth: the annotations, where they are read already.
+        name: registered name of the data set.
+        truth: the annotations, if they were read already.
     """
     path = MetadataCatalog.get(name).get("json_file") if name in DatasetCatalog else None
-    if truth is None and path and Path(path).is_file() and Path(path).stat().st_size <= _COUNTED:
+    if truth is None and path and Path(path).is_file() and Path(path).stat().st_size <= _MAX_BYTES:
         try:
             truth = read_annotations(path)
         except GNDetError:
-            return f"{name}, whose annotations cannot be read any more"
+            return f"{name} (its annotations cannot be read)"
     if truth is None:
         return name
     objects = sum(not row.get("iscrowd") for row in truth["annotations"])

@@ -1,1 +1,1 @@
-"""The trainer, its step, optimizer, hooks and writers."""
+"""Training: trainer, training step, optimizer, hooks and writers."""

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights: W'_0 = W_0, W'_t = d_t W'_(t-1) + (1 - d_t) W_t at iteration t."""
+"""Exponential moving average (EMA) of the weights, kept during training."""
 
 from detectron2.engine import HookBase
 from torch import nn
@@ -6,16 +6,21 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class EMA(HookBase):
-    """Averages a model while it trains. The model itself is never touched, so an evaluation needs nothing restored.
+    """Hook that keeps an exponential moving average of the weights of a model in a copy of it.
+
+    W'_0 = W_0 and W'_t = d_t W'_(t-1) + (1 - d_t) W_t after iteration t, where W are the weights and
+    d_t = min(decay, (1 + t) / (10 + t)). The trained model itself is never changed, so nothing has to
+    be restored after an evaluation of the average.
 
     Args:
-        model: the model without its DDP wrapper, so that names in state dicts stay.
-        decay: what d_t = min(decay, (1 + t) / (10 + t)) rises to. The warm-up is TensorFlow's: without it the random
-            weights of the start would stay in for some 1 / (1 - decay) iterations.
+        model: the model without its DDP wrapper, so that the names in state dicts do not change.
+        decay: upper limit of d_t. The lower d_t of the first iterations are those of TensorFlow's
+            ExponentialMovingAverage: without them the random initial weights would stay in the
+            average for about 1 / (1 - decay) iterations.
 
     Attributes:
-        averaged: a module like ``model`` with the averaged weights. Batch norm's running statistics are averaged too,
-            as those of the model belong to other weights.
+        averaged: a module like ``model`` with the averaged weights. The running statistics of batch
+            norm are averaged too, because those of the model do not belong to the averaged weights.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -29,11 +34,15 @@ class EMA(HookBase):
         self._average.multi_avg_fn = get_ema_multi_avg_fn(min(self._decay, (1 + t) / (10 + t)))
         self._average.update_parameters(self.model)
         for mean, value in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
-            if not value.is_floating_point():  # batch norm's count of batches has no average
+            if not value.is_floating_point():  # batch norm's count of batches is copied, not averaged
                 mean.copy_(value)
 
     def after_load(self) -> None:
-        """After a load into ``averaged``: where it brought no average to go on with, the model starts from there."""
+        """Start the training of the model from the loaded weights, unless an average was loaded.
+
+        Call it after weights were loaded into ``averaged``. If they were not loaded together with
+        the state of this hook, they are no average, and they are copied to the model.
+        """
         if not self._average.n_averaged:
             self.model.load_state_dict(self.averaged.state_dict())
 

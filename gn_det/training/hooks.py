@@ -1,4 +1,4 @@
-"""What follows an evaluation while a model trains: the best weights are kept, pictures shown, and training may stop."""
+"""Hooks that run after evaluations: save the best weights, stop training early, and show predictions."""
 
 import importlib.util
 import logging
@@ -23,27 +23,35 @@ from ..files import replacing
 logger = logging.getLogger(__name__)
 
 BEST_FILE = "model_best.pth"
-_TRAINING_STATE = ("trainer", "raw_model")  # what of a checkpoint only a resumed training needs
-_PICTURE_SIDE = 640  # pixels of the longer side; each picture stays in the event file for ever
+_TRAINING_STATE = ("trainer", "raw_model")  # entries of a checkpoint that only a resumed training needs
+_IMAGE_SIZE = 640  # longer side in pixels; kept small because all images stay in the event file
 
 
-def measured_now(trainer: TrainerBase, metric: str) -> float | None:
-    """What an evaluation at this very iteration gave for ``metric``; None without one, or where it is NaN."""
+def metric_at_this_iteration(trainer: TrainerBase, metric: str) -> float | None:
+    """Return the value of ``metric`` if it was measured after the current iteration, otherwise None.
+
+    None is also returned, with a warning, if the value is NaN.
+    """
     value, iteration = trainer.storage.latest().get(metric, (math.nan, None))
     if iteration != trainer.storage.iter:
         return None
     if math.isnan(value):
-        message = f"{metric} is not a number, as the data set has nothing for it to find: choose another TRAIN.METRIC."
+        message = f"{metric} is NaN, because the data set has no objects for it: choose another TRAIN.METRIC."
         log_first_n(logging.WARNING, message, name=__name__, key="message")
         return None
-    return round(value, 4)  # as in a record, from which a resumed run knows it
+    return round(value, 4)  # as in result records, from which a resumed run reads earlier values
 
 
 class BestCheckpoint(HookBase):
-    """Keeps the weights of the best evaluation as ``OUTPUT_DIR/model_best.pth``. For the main process.
+    """Hook that saves the weights of the best evaluation as ``OUTPUT_DIR/model_best.pth``.
 
-    detectron2's BestCheckpointer forgets over a resume what the best was, makes its file the one that runs resume from,
-    and writes over the last best. Here the file itself says how good it is, and has no state of the training.
+    Only for the main process. detectron2's BestCheckpointer forgets the best value when a run is
+    resumed, makes its file the one that runs resume from, and overwrites the best weights of
+    earlier runs. Here the file itself stores its metric and value, and no state of the training.
+
+    Args:
+        metric: name of the metric in the event storage; higher is better.
+        checkpointer: its model is saved, with its checkpointables other than the training state.
     """
 
     def __init__(self, metric: str, checkpointer: Checkpointer):
@@ -51,63 +59,72 @@ class BestCheckpoint(HookBase):
         self._path = Path(checkpointer.save_dir) / BEST_FILE
         self._best: dict = {}
 
-    def recall(self) -> None:
-        """Go on from the file that is there.
+    def restore(self) -> None:
+        """Read the best value so far from an existing ``model_best.pth``.
 
         Raises:
-            GNDetError: it cannot be read.
+            GNDetError: if the file cannot be read.
         """
         if not self._path.is_file():
             return
         try:
             best = torch.load(self._path, map_location="cpu", mmap=True, weights_only=True)["best"]
-        except Exception as error:  # there is no end to what torch.load raises on bytes that are no checkpoint
-            raise GNDetError(f"{self._path} is no model_best.pth of a run: move it elsewhere.") from error
+        except Exception as error:  # for a damaged file, torch.load raises errors of many types
+            raise GNDetError(f"{self._path} was not written by gn_det or is damaged: move it elsewhere.") from error
         if best["metric"] == self._metric:
             self._best = best
         else:
-            logger.warning(f"{self._path} is the best by {best['metric']}; the best by {self._metric} will replace it.")
+            logger.warning(
+                f"{self._path} has the best weights by {best['metric']}; the best by {self._metric} will replace them."
+            )
 
     def after_step(self) -> None:
-        self._keep_if_better()
+        self._save_if_best()
 
     def after_train(self) -> None:
-        self._keep_if_better()  # of the evaluation at the end
+        self._save_if_best()  # for the evaluation at the end of training
         if self._best:
             logger.info(
                 f"The best {self._metric} is {self._best['value']:.2f}, after {self._best['iteration']} iterations: "
                 f"{self._path}"
             )
 
-    def _keep_if_better(self) -> None:
-        value = measured_now(self.trainer, self._metric)
+    def _save_if_best(self) -> None:
+        value = metric_at_this_iteration(self.trainer, self._metric)
         if value is None or (self._best and value <= self._best["value"]):
             return
-        trained = min(self.trainer.iter + 1, self.trainer.max_iter)  # at the end iter is one too high
+        trained = min(self.trainer.iter + 1, self.trainer.max_iter)  # in after_train, iter is one too high
         self._best = {"metric": self._metric, "value": value, "iteration": trained}
         data = {"model": self._checkpointer.model.state_dict(), "iteration": trained - 1, "best": self._best}
-        for name, kept in self._checkpointer.checkpointables.items():
+        for name, stateful in self._checkpointer.checkpointables.items():
             if name not in _TRAINING_STATE:
-                data[name] = kept.state_dict()
-        with replacing(self._path) as part:
-            torch.save(data, part)
-        logger.info(f"{self._metric} {value:.2f} is the best so far: kept as {self._path}")
+                data[name] = stateful.state_dict()
+        with replacing(self._path) as temporary:
+            torch.save(data, temporary)
+        logger.info(f"{self._metric} {value:.2f} is the best so far; saved {self._path}")
 
 
 class EarlyStopped(BaseException):
-    """Ends detectron2's loop, whose range is fixed and which logs an Exception as a failure."""
+    """Ends detectron2's training loop, which has a fixed length.
+
+    Not an Exception, because detectron2 logs each Exception as a failure.
+    """
 
 
 class EarlyStop(HookBase):
-    """Ends training when evaluations no longer get better. To be the last hook: the others have done their step then.
+    """Hook that ends training when evaluations no longer improve.
 
-    It has no state in the checkpoint, which is written before the evaluation of its iteration and would miss that; a
-    resumed run recalls the values from the records.
+    It must be the last hook, so that all other hooks have finished the iteration. It has no state in
+    checkpoints: the checkpoint of an iteration is written before its evaluation and would lack that
+    value. A resumed run reads the values from the result records instead.
 
     Args:
-        period: of the evaluations, in iterations.
-        patience: so many evaluations in a row without a gain end it.
-        min_delta: what counts as a gain over the best before, in the units of the metric.
+        metric: name of the metric in the event storage; higher is better.
+        period: number of iterations between evaluations.
+        patience: training ends after this number of consecutive evaluations without an improvement.
+        min_delta: a value is an improvement if it exceeds the last improvement by more than this, in
+            the unit of the metric.
+        checkpointer: saves ``model_final.pth`` when training ends early.
     """
 
     def __init__(self, metric: str, period: int, patience: int, min_delta: float, checkpointer: Checkpointer):
@@ -115,15 +132,19 @@ class EarlyStop(HookBase):
         self._checkpointer = checkpointer
         self._values: list[float] = []
 
-    def recall(self, values: Sequence[float]) -> None:
-        """Take up the values of the evaluations until now."""
+    def restore(self, values: Sequence[float]) -> None:
+        """Continue after earlier evaluations.
+
+        Args:
+            values: values of the metric so far, oldest first; NaN is ignored.
+        """
         self._values = [value for value in values if not math.isnan(value)]
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self._period or done == self.trainer.max_iter:
-            return  # there was no evaluation
-        value = measured_now(self.trainer, self._metric)
+            return  # no evaluation after this iteration, or training ends anyway
+        value = metric_at_this_iteration(self.trainer, self._metric)
         if value is not None:
             self._values.append(value)
         if reason := self.reason_to_stop():
@@ -132,17 +153,25 @@ class EarlyStop(HookBase):
             raise EarlyStopped
 
     def reason_to_stop(self) -> str:
-        """What the main process decides, which alone has the values; "" to go on. To be called in all processes."""
+        """Return why training must stop, as a clause; an empty string if it continues.
+
+        Must be called in all processes. The main process, which alone has the values, decides for all.
+        """
         reason = ""
-        if evaluations_without_gain(self._values, self._min_delta) >= self._patience:
-            more = f" by more than {self._min_delta:g}" if self._min_delta else ""
+        if evaluations_without_improvement(self._values, self._min_delta) >= self._patience:
+            margin = f" by more than {self._min_delta:g}" if self._min_delta else ""
             last = "last evaluation" if self._patience == 1 else f"last {self._patience} evaluations"
-            reason = f"the {last} did not raise {self._metric} over {max(self._values):.2f}{more}"
+            reason = f"the {last} did not raise {self._metric} over {max(self._values):.2f}{margin}"
         return comm.all_gather(reason)[0]
 
 
-def evaluations_without_gain(values: Sequence[float], min_delta: float) -> int:
-    """How many of the last values were not above the best before them by more than ``min_delta``."""
+def evaluations_without_improvement(values: Sequence[float], min_delta: float) -> int:
+    """Return the number of evaluations since the last improvement.
+
+    Args:
+        values: one value per evaluation, oldest first.
+        min_delta: a value is an improvement if it exceeds the last improvement by more than this.
+    """
     best, waited = -math.inf, 0
     for value in values:
         best, waited = (value, 0) if value > best + min_delta else (best, waited + 1)
@@ -150,7 +179,11 @@ def evaluations_without_gain(values: Sequence[float], min_delta: float) -> int:
 
 
 def show_predictions(cfg: CfgNode) -> None:
-    """Give the event storage ``TRAIN.PICTURES`` predictions beside the truth, of the first of ``DATASETS.TEST``."""
+    """Add images of predictions beside the ground truth to the event storage, for TensorBoard.
+
+    ``TRAIN.PICTURES`` images are drawn, from the first data set of ``DATASETS.TEST``. Does nothing
+    without detections of that data set in ``OUTPUT_DIR``, or if OpenCV is not installed.
+    """
     if not cfg.TRAIN.PICTURES or not cfg.DATASETS.TEST or importlib.util.find_spec("cv2") is None:
         return
     name = cfg.DATASETS.TEST[0]
@@ -162,6 +195,6 @@ def show_predictions(cfg: CfgNode) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for path in draw_predictions(name, detections, folder, number=cfg.TRAIN.PICTURES):
             with Image.open(path) as picture:
-                picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+                picture.thumbnail((_IMAGE_SIZE, _IMAGE_SIZE))
                 pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
             get_event_storage().put_image(f"{name}/{path.stem}", pixels.copy())

@@ -1,4 +1,4 @@
-"""A progress bar for a person at a terminal."""
+"""Progress bar for training on a terminal."""
 
 import contextlib
 import datetime
@@ -17,19 +17,24 @@ try:
 except ModuleNotFoundError:  # Windows
     resource = None  # type: ignore[assignment]
 
-_SHORTEST_BAR = 10  # characters; what does not fit beside it is left out
+_MIN_BAR_WIDTH = 10  # characters; values that do not fit beside the bar are left out
 
 
 def on_terminal() -> bool:
-    """Whether a person is looking: standard output is a terminal that can move its cursor, and not one of CI's."""
+    """Return whether standard output is a terminal that can move its cursor, outside of CI jobs."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
 
 class ProgressBar(EventWriter):
-    """Iterations done, time left, images a second, losses (medians of 20 iterations), learning rate and memory in use.
+    """Bar with iterations, time left, images per second, losses, learning rate and memory.
 
-    To be written each iteration. While the bar stands, log lines go above it, and detectron2's own lines on the same
-    numbers, which log.txt keeps, do not appear beside it.
+    Losses are medians over 20 iterations. ``write`` must be called after each iteration. While the
+    bar is shown, log lines are printed above it, and the lines of detectron2's CommonMetricPrinter,
+    which show the same values, are only written to log.txt.
+
+    Args:
+        max_iter: number of iterations of the training.
+        images_per_iteration: number of images per iteration of all processes.
     """
 
     def __init__(self, max_iter: int, images_per_iteration: int):
@@ -37,26 +42,30 @@ class ProgressBar(EventWriter):
         self._bar: tqdm | None = None
         self._last_write = -1
         self._logging = contextlib.ExitStack()
-        lines = CommonMetricPrinter(max_iter).logger.name
-        self._not_lines = lambda record: record.name != lines
+        metric_logger = CommonMetricPrinter(max_iter).logger.name
+        self._hide_metric_lines = lambda record: record.name != metric_logger
 
     def write(self) -> None:
         storage = get_event_storage()
         if not self._last_write < storage.iter < self._max_iter:
-            return  # detectron2 writes once more after the last iteration
+            return  # detectron2 calls write once more after the last iteration
         self._last_write = storage.iter
         done = storage.iter + 1
-        appears = self._bar is None
-        bar = self._bar = self._bar or self._make(done)
+        is_new = self._bar is None
+        bar = self._bar = self._bar or self._create_bar(done)
         bar.ncols = shutil.get_terminal_size().columns - 1  # a full line would wrap in some terminals
-        room = bar.ncols - len(f"{self._max_iter}/{self._max_iter} || ") - _SHORTEST_BAR
-        bar.set_description_str(_fitting(self._facts(storage), room), refresh=appears)
+        room = bar.ncols - len(f"{self._max_iter}/{self._max_iter} || ") - _MIN_BAR_WIDTH
+        bar.set_description_str(_join_fitting(self._values(storage), room), refresh=is_new)
         bar.update(done - bar.n)
         if done == self._max_iter:
             self.hide(leave=True)
 
     def hide(self, leave: bool = False) -> None:
-        """Take the bar away, for an evaluation with output of its own; the next write brings it back."""
+        """Remove the bar, for example before an evaluation that prints. The next write shows it again.
+
+        Args:
+            leave: whether the line of the bar stays on the terminal.
+        """
         if self._bar is not None:
             self._bar.leave = leave
             self._bar.close()
@@ -66,51 +75,60 @@ class ProgressBar(EventWriter):
     def close(self) -> None:
         self.hide(leave=True)
         for handler in _terminal_handlers():
-            handler.removeFilter(self._not_lines)
+            handler.removeFilter(self._hide_metric_lines)
 
-    def _make(self, done: int) -> tqdm:
+    def _create_bar(self, done: int) -> tqdm:
         for handler in _terminal_handlers():
-            handler.addFilter(self._not_lines)
+            handler.addFilter(self._hide_metric_lines)
         self._logging.enter_context(logging_redirect_tqdm(_loggers_with_terminal()))
         for handler in _terminal_handlers():  # older versions of tqdm drop the filters
-            handler.addFilter(self._not_lines)
-        form, lines = "{n_fmt}/{total_fmt} |{bar}| {desc}", shutil.get_terminal_size().lines
-        # nrows: tqdm shows nothing where a container's terminal says that it has 0. delay: not before there are facts.
-        return tqdm(total=self._max_iter, initial=done, bar_format=form, file=sys.stdout, nrows=lines, delay=1e-9)
+            handler.addFilter(self._hide_metric_lines)
+        # tqdm shows nothing if the terminal reports 0 rows, which happens in containers; shutil
+        # returns 24 then.
+        rows = shutil.get_terminal_size().lines
+        return tqdm(
+            total=self._max_iter,
+            initial=done,
+            bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}",
+            file=sys.stdout,
+            nrows=rows,
+            delay=1e-9,  # so that the bar is not shown before it has a description
+        )
 
-    def _facts(self, storage: EventStorage) -> list[str]:
-        """The most important first."""
+    def _values(self, storage: EventStorage) -> list[str]:
+        """Return the values to show, the most important first."""
         losses = {k: h.median(storage.count_samples(k, 20)) for k, h in storage.histories().items() if "loss" in k}
-        facts = []
-        if "time" in storage.histories():  # not in the first iterations, which IterationTimer leaves out
+        values = []
+        if "time" in storage.histories():  # detectron2's IterationTimer does not time the first iterations
             seconds = storage.history("time").median(1000)
             left = datetime.timedelta(seconds=int(seconds * (self._max_iter - storage.iter - 1)))
             recent = storage.history("time").median(20)
-            facts += [f"ETA {left}", f"{self._images / max(recent, 1e-9):.1f} img/s"]
+            values += [f"ETA {left}", f"{self._images / max(recent, 1e-9):.1f} img/s"]
         if "total_loss" in losses:
-            facts.append(f"loss {losses.pop('total_loss'):.3f}")
+            values.append(f"loss {losses.pop('total_loss'):.3f}")
         if "lr" in storage.histories():
-            facts.append(f"lr {storage.history('lr').latest():.2g}")
-        facts += [_memory()] + [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items()]
-        return [fact for fact in facts if fact]
+            values.append(f"lr {storage.history('lr').latest():.2g}")
+        values += [_peak_memory()] + [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items()]
+        return [value for value in values if value]
 
 
-def _fitting(facts: list[str], room: int) -> str:
-    text = facts[0] if facts else ""
-    for fact in facts[1:]:
-        if len(text) + 2 + len(fact) > room:
+def _join_fitting(values: list[str], room: int) -> str:
+    """Join the first values, as many as fit into ``room`` characters but at least one."""
+    text = values[0] if values else ""
+    for value in values[1:]:
+        if len(text) + 2 + len(value) > room:
             break
-        text += f"  {fact}"
+        text += f"  {value}"
     return text
 
 
-def _memory() -> str:
-    """The most that was in use: of the GPU's memory, or of this process's."""
+def _peak_memory() -> str:
+    """Return the peak memory so far: of the GPU if there is one, otherwise of this process."""
     if torch.cuda.is_available():
         return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GB GPU"
     if resource is None:
         return ""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GB RAM"
 
 

@@ -1,4 +1,4 @@
-"""A step of the training: the images of an iteration, as a whole or in parts, in float32 or mixed precision."""
+"""One training iteration, with gradient accumulation and mixed precision."""
 
 import contextlib
 import time
@@ -13,15 +13,16 @@ from ..errors import GNDetError
 
 
 class TrainStep(SimpleTrainer):
-    """detectron2's SimpleTrainer and AMPTrainer in one, for any device, with gradients that are added up over parts.
+    """detectron2's SimpleTrainer and AMPTrainer in one class, for any device, with gradient accumulation.
 
     Args:
-        model: from a list of images to a loss, or to losses by name; in DDP or not.
-        loader: what an iteration's images are taken from, all of a process at once.
-        optimizer: takes one step an iteration.
+        model: maps a list of images to a loss, or to a dict of losses; may be wrapped in DDP.
+        loader: yields the images that this process has in one iteration.
+        optimizer: takes one step per iteration.
         device: type of the device that the model is on.
-        dtype: what autocast computes in; None for float32 alone.
-        parts: the images go through the model in so many parts, one after the other.
+        dtype: data type of autocast; None to compute in float32 only.
+        parts: number of parts that the images of an iteration are split into. The parts run through
+            the model one after the other, and their gradients are added.
     """
 
     def __init__(
@@ -36,45 +37,55 @@ class TrainStep(SimpleTrainer):
     ):
         super().__init__(model, loader, optimizer)
         self._device, self._dtype, self._parts = device, dtype, parts
-        # Small gradients are lost in float16 alone: bfloat16 has the range of float32.
+        # Only float16 needs a scaled loss to keep small gradients: bfloat16 has the range of float32.
         self._scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
 
     def run_step(self) -> None:
-        """One iteration.
+        """Run one iteration: load the images, compute the gradients, and take one optimizer step.
 
         Raises:
-            FloatingPointError: the losses are not finite; the weights are as they were.
+            FloatingPointError: if a loss is infinite or NaN; the weights are not changed then.
         """
         assert self.model.training, "the model was changed to eval mode"
         start = time.perf_counter()
         images = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        # detectron2 does so after the forward pass, which then has the last iteration's gradients beside its activations.
+        # detectron2 does this after the forward pass, when the gradients of the last iteration would
+        # occupy memory at the same time as the new activations.
         self.optimizer.zero_grad()
         losses: dict[str, Tensor] = {}
         for part, share, sync in self._split(images):
             with sync:
-                for name, loss in self._gradients_of(part, share).items():
+                for name, loss in self._add_gradients(part, share).items():
                     losses[name] = losses.get(name, 0) + loss
-        for hook in self._hooks:  # TrainerBase.after_backward, which detectron2 0.6 has not
+        for hook in self._hooks:  # detectron2 0.6 has no TrainerBase.after_backward
             hook.after_backward()
         self._write_metrics(losses, data_time)
         self._scaler.step(self.optimizer)
         self._scaler.update()
 
     def _split(self, images: Sequence) -> Iterator[tuple[Sequence, float, contextlib.AbstractContextManager]]:
-        """Each part, its share of the images, and a context in which DDP waits with its exchange for the last part."""
+        """Split the images into parts.
+
+        Yields:
+            The images of a part, their share of all images, and a context manager for their backward
+            pass. With DDP, it delays the exchange of gradients between processes until the last part.
+        """
         if self._parts == 1:
             yield images, 1.0, contextlib.nullcontext()
             return
         size = -(-len(images) // self._parts)
         for first in range(0, len(images), size):
-            part, last = images[first : first + size], first + size >= len(images)
-            waits = not last and hasattr(self.model, "no_sync")
-            yield part, len(part) / len(images), self.model.no_sync() if waits else contextlib.nullcontext()
+            part, is_last = images[first : first + size], first + size >= len(images)
+            delays = not is_last and hasattr(self.model, "no_sync")
+            yield part, len(part) / len(images), self.model.no_sync() if delays else contextlib.nullcontext()
 
-    def _gradients_of(self, images: Sequence, share: float) -> dict[str, Tensor]:
-        """Add the images' gradients to those of the parts before; returns their share of the losses."""
+    def _add_gradients(self, images: Sequence, share: float) -> dict[str, Tensor]:
+        """Add the gradients of one part to those of the parts before it.
+
+        Returns:
+            The losses of the part by name, multiplied by its share of all images.
+        """
         with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
             losses = self.model(images)
         if isinstance(losses, Tensor):
@@ -88,7 +99,10 @@ class TrainStep(SimpleTrainer):
         return super().state_dict() | scaler
 
     def load_state_dict(self, state: dict) -> None:
-        """Of a run with any precision: where float16 begins, the scale of the loss does too."""
+        """Load the state of a run with any precision.
+
+        If only this run uses float16, the scale of the loss starts at its initial value.
+        """
         super().load_state_dict(state)
         if self._scaler.is_enabled() and state.get("grad_scaler"):
             self._scaler.load_state_dict(state["grad_scaler"])
@@ -97,15 +111,15 @@ class TrainStep(SimpleTrainer):
 def build_train_step(
     cfg: CfgNode, model: nn.Module, loader: Iterable[Sequence], optimizer: torch.optim.Optimizer
 ) -> TrainStep:
-    """The step of ``SOLVER.AMP``, ``TRAIN.AMP_DTYPE`` and ``TRAIN.ACCUMULATE``.
+    """Build the :class:`TrainStep` for ``SOLVER.AMP``, ``TRAIN.AMP_DTYPE`` and ``TRAIN.ACCUMULATE``.
 
     Raises:
-        GNDetError: the GPU does not compute in bfloat16.
+        GNDetError: if the config asks for bfloat16 and the GPU does not support it.
     """
     device = torch.device(cfg.MODEL.DEVICE).type
     dtype = getattr(torch, cfg.TRAIN.AMP_DTYPE) if cfg.SOLVER.AMP.ENABLED else None
     if device == "cuda" and dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise GNDetError(
-            "SOLVER.AMP.ENABLED is True, but this GPU does not compute in bfloat16: set TRAIN.AMP_DTYPE to float16."
+            "SOLVER.AMP.ENABLED is True, but this GPU does not support bfloat16: set TRAIN.AMP_DTYPE to float16."
         )
     return TrainStep(model, loader, optimizer, device=device, dtype=dtype, parts=cfg.TRAIN.ACCUMULATE)

@@ -1,4 +1,4 @@
-"""detectron2's trainer with what GN training needs."""
+"""Trainer based on detectron2's DefaultTrainer, and functions to train or evaluate a config."""
 
 import logging
 import weakref
@@ -15,10 +15,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
 
-from ..acceleration.inference import speed_up
-from ..acceleration.training import apply_switches
+from ..acceleration.inference import accelerate_model
+from ..acceleration.training import apply_training_options
 from ..checkpoint.checkpointer import build_checkpointer
-from ..config.checks import check_switches
+from ..config.checks import check_training_options
 from ..errors import GNDetError
 from ..evaluation import evaluator as evaluation
 from ..evaluation.records import past_values
@@ -26,7 +26,7 @@ from ..metrics import storage_key
 from ..modeling.norm import is_norm
 from .ema import EMA
 from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, show_predictions
-from .overview import count, norms_text, overview
+from .overview import count_objects, describe_norms, format_overview
 from .progress import ProgressBar, on_terminal
 from .solver import build_optimizer
 from .step import build_train_step
@@ -36,21 +36,26 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """detectron2's DefaultTrainer, on a GPU or on CPUs, with gn_det's optimizer, checkpointer, evaluation and switches."""
+    """detectron2's DefaultTrainer with gn_det's optimizer, checkpointer, evaluation and training options.
+
+    Runs on GPUs and on CPUs. The options are the keys of the section ``TRAIN``.
+    """
 
     def __init__(self, cfg: CfgNode):
-        # DefaultTrainer's own __init__ wraps the model for GPUs only: on a CPU, DDP wants device_ids None.
+        # DefaultTrainer.__init__ is not called, because it supports DDP only on GPUs. On a CPU, DDP
+        # needs device_ids=None.
         TrainerBase.__init__(self)
-        self._given = cfg
+        self._original_cfg = cfg
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        check_switches(cfg)  # once more: scaled down, TEST.EVAL_PERIOD may have become 0
-        self._bare_model = model = speed_up(cfg, self.build_model(cfg), trains=True)
-        apply_switches(cfg, model)
+        check_training_options(cfg)  # again, because scaling may have reduced TEST.EVAL_PERIOD to 0
+        self._unwrapped_model = model = accelerate_model(cfg, self.build_model(cfg), for_training=True)
+        apply_training_options(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._ema = EMA(model, cfg.TRAIN.EMA.DECAY) if cfg.TRAIN.EMA.ENABLED else None
-        # "model" in a checkpoint is what is evaluated. What is trained stands beside it where that is another.
+        # "model" in a checkpoint holds the weights that are evaluated. With EMA these are the averaged
+        # weights, and the weights that are trained are saved as "raw_model".
         evaluated: nn.Module = self._ema.averaged if self._ema else model
         state: dict[str, Any] = {"raw_model": model} if self._ema else {}
         state |= {"trainer": weakref.proxy(self)}
@@ -62,11 +67,11 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's hooks, with those of the switches where their turn is.
+        """Return detectron2's hooks and those of the training options.
 
-        The average takes its step before the checkpointer, so that a checkpoint has both weights of one iteration. The
-        best is known after the evaluation, and is there to be written by the writers. Who stops training comes last, as
-        no hook after it would have its turn.
+        The order matters. The EMA is updated before the checkpointer runs, so that a checkpoint has
+        trained and averaged weights of the same iteration. The best weights are saved after the
+        evaluation. The early stop comes last, because no hook after it would run.
         """
         cfg, key, stop = self.cfg, storage_key(self.cfg), self.cfg.TRAIN.EARLY_STOP
         main = comm.is_main_process()
@@ -77,7 +82,7 @@ class Trainer(DefaultTrainer):
             self._stop = EarlyStop(key, cfg.TEST.EVAL_PERIOD, stop.PATIENCE, stop.MIN_DELTA, self.checkpointer)
         ret: list[HookBase | None] = []
         if main:
-            ret.append(hooks.CallbackHook(before_train=lambda trainer: trainer._say_overview()))
+            ret.append(hooks.CallbackHook(before_train=lambda trainer: trainer._log_overview()))
         for hook in super().build_hooks():
             if isinstance(hook, hooks.LRScheduler):
                 ret += [hook, self._ema]
@@ -89,12 +94,13 @@ class Trainer(DefaultTrainer):
         return [hook for hook in ret if hook is not None]
 
     def build_writers(self) -> list[EventWriter]:
+        """Return detectron2's writers, and the one for Weights & Biases if it is enabled."""
         writers = super().build_writers()
         return [WandbWriter(self.cfg), *writers] if self.cfg.TRAIN.WANDB.ENABLED else writers
 
-    def _say_overview(self) -> None:
+    def _log_overview(self) -> None:
         counts = getattr(self.data_loader, "counts", None)
-        logger.info(overview(self._given, self.cfg, self._bare_model, counts, self.start_iter))
+        logger.info(format_overview(self._original_cfg, self.cfg, self._unwrapped_model, counts, self.start_iter))
 
     def _evaluate(self) -> dict:
         if self._bar:
@@ -105,30 +111,39 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As detectron2's, with what the switches remember."""
+        """Load the last checkpoint in ``OUTPUT_DIR`` if ``resume`` is set, otherwise ``MODEL.WEIGHTS``.
+
+        Same as detectron2's method; in addition, restores the state of EMA, best weights and early stop.
+        """
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        goes_on = resume and self.checkpointer.has_checkpoint()
-        if goes_on:
+        resumes = resume and self.checkpointer.has_checkpoint()
+        if resumes:
             self.start_iter = self.iter + 1
         else:
-            _say_classes(rest.get("classes"), self.checkpointer.checkpointables["classes"].names)
+            _warn_about_classes(rest.get("classes"), self.checkpointer.checkpointables["classes"].names)
         if self._ema:
             self._ema.after_load()
-        elif goes_on and "raw_model" in rest:
-            self._bare_model.load_state_dict(rest["raw_model"])
+        elif resumes and "raw_model" in rest:
+            self._unwrapped_model.load_state_dict(rest["raw_model"])
             logger.warning(
-                "The run had TRAIN.EMA on; it goes on from its weights before averaging, without an average."
+                "The checkpoint was trained with TRAIN.EMA.ENABLED, which is off now: training resumes from the weights "
+                "before averaging, and the average is dropped."
             )
         if self._best and resume:
-            self._best.recall()
-        if self._stop and goes_on and comm.is_main_process():
+            self._best.restore()
+        if self._stop and resumes and comm.is_main_process():
             cfg = self.cfg
-            self._stop.recall(past_values(cfg.OUTPUT_DIR, cfg.DATASETS.TEST[0], cfg.TRAIN.METRIC, self.start_iter))
+            self._stop.restore(past_values(cfg.OUTPUT_DIR, cfg.DATASETS.TEST[0], cfg.TRAIN.METRIC, self.start_iter))
 
     def train(self) -> dict | None:
-        """As detectron2's; an early stop is an end like any other."""
+        """Train until ``SOLVER.MAX_ITER`` or an early stop. Same as detectron2's method otherwise.
+
+        Returns:
+            The results of the last evaluation (see :meth:`test`) if ``TEST.EXPECTED_RESULTS`` is set,
+            otherwise None.
+        """
         if self._stop and (reason := self._stop.reason_to_stop()):
-            logger.warning(f"This run has stopped early: {reason}. Raise TRAIN.EARLY_STOP.PATIENCE to go on.")
+            logger.warning(f"This run has stopped early: {reason}. Raise TRAIN.EARLY_STOP.PATIENCE to continue it.")
             return None
         try:
             return super().train()
@@ -137,21 +152,31 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        return detectron2_build_model(cfg)  # the overview says what it is
+        """Build the model without logging it, because the overview describes it."""
+        return detectron2_build_model(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Same as :func:`gn_det.training.solver.build_optimizer`."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        """detectron2's, with ``counts`` of its data set before images without objects are left out."""
+        """Build detectron2's training loader, with an attribute ``counts`` for the overview.
+
+        ``counts`` are the :class:`gn_det.training.overview.Counts` of the training set, including the
+        images without objects, which the loader leaves out. It is None in processes other than the
+        main process, and not set for keypoint models and iterable data sets.
+
+        Raises:
+            GNDetError: if no training image has an object.
+        """
         if cfg.MODEL.KEYPOINT_ON:
-            return super().build_train_loader(cfg)  # it leaves out more
+            return super().build_train_loader(cfg)  # also leaves out images with too few keypoints
         rows = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
         if not isinstance(rows, list):
             return super().build_train_loader(cfg)
-        counts = count(rows) if comm.is_main_process() else None
+        counts = count_objects(rows) if comm.is_main_process() else None
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in rows[0]:
             rows = filter_images_with_only_crowd_annotations(rows)
         if not rows:
@@ -162,26 +187,37 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> evaluation.COCOEvaluator:
+        """Same as :func:`gn_det.evaluation.evaluator.build_evaluator`."""
         return evaluation.build_evaluator(cfg, dataset_name)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
-        """Evaluate on ``DATASETS.TEST``, with a record and a table of each.
+        """Evaluate a model on each data set of ``DATASETS.TEST``, write records and log tables.
+
+        Args:
+            cfg: config with the data sets.
+            model: model in training or evaluation mode.
+            evaluators: if given, detectron2's method runs these evaluators instead.
 
         Returns:
-            {"bbox": {"AP": percent, ...}, "segm": ...}, or one such dict for each of several data sets.
+            A dict with these keys; for several data sets, a dict from their names to such dicts:
+
+            - "bbox": dict from the name of a metric of boxes ("AP", "AP50", ...) to its value in percent.
+            - "segm": same for masks, if the model has them.
+
+            In processes other than the main process, the dict for a data set is empty.
         """
         if evaluators is not None:
             return super().test(cfg, model, evaluators)
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             loader = cls.build_test_loader(cfg, name)
-            results[name] = evaluation.evaluate(cfg, model, name, loader, _iteration(cfg))
+            results[name] = evaluation.evaluate(cfg, model, name, loader, _trained_iterations(cfg))
         return results.popitem()[1] if len(results) == 1 else results
 
 
-def build_model(cfg: CfgNode) -> nn.Module:
-    """The model of a config, with a line in the log on its size and its norms."""
+def build_and_log_model(cfg: CfgNode) -> nn.Module:
+    """Build the model of a config, and log its number of parameters and its norms."""
     model = detectron2_build_model(cfg)
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -192,19 +228,35 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 
 def _norms(model: nn.Module) -> str:
-    """``backbone 69 GN of 32 groups, roi_heads 8 GN of 32 groups``"""
+    """Return the norms per part, e.g. ``backbone 69 GN of 32 groups, roi_heads 8 GN of 32 groups``."""
     parts = {name: [m for m in part.modules() if is_norm(m)] for name, part in model.named_children()}
-    return ", ".join(f"{name} {norms_text(norms)}" for name, norms in parts.items() if norms) or "none"
+    return ", ".join(f"{name} {describe_norms(norms)}" for name, norms in parts.items() if norms) or "none"
 
 
-def _say_classes(theirs: object, ours: list[str]) -> None:
-    names = theirs.get("names") if isinstance(theirs, dict) else None
-    if names and names != ours:
-        logger.warning(f"The weights were trained for the classes {names}; training makes them {ours}.")
+def _warn_about_classes(saved: object, class_names: list[str]) -> None:
+    """Warn if loaded weights were trained for other classes.
+
+    Args:
+        saved: entry "classes" of the checkpoint; None if it has none.
+        class_names: classes of the training set.
+    """
+    saved_names = saved.get("names") if isinstance(saved, dict) else None
+    if saved_names and saved_names != class_names:
+        logger.warning(
+            f"The weights were trained for the classes {saved_names}; this run trains the classes {class_names}."
+        )
 
 
 def train(cfg: CfgNode, resume: bool = False) -> dict:
-    """Train, and evaluate at the end. Returns what :meth:`Trainer.test` does."""
+    """Train the model of a config, and evaluate it at the end.
+
+    Args:
+        cfg: checked config.
+        resume: continue from the last checkpoint in ``OUTPUT_DIR``, if there is one.
+
+    Returns:
+        The results of the last evaluation, see :meth:`Trainer.test`; empty if nothing was evaluated.
+    """
     trainer = Trainer(cfg)
     if resume and not trainer.checkpointer.has_checkpoint():
         start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
@@ -217,10 +269,13 @@ def train(cfg: CfgNode, resume: bool = False) -> dict:
 def evaluate_only(cfg: CfgNode, resume: bool = False) -> dict:
     """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint in ``OUTPUT_DIR``.
 
+    Returns:
+        The results, see :meth:`Trainer.test`.
+
     Raises:
-        GNDetError: the weights cannot be read, are not the model's, or were trained for other classes.
+        GNDetError: if the weights cannot be read, do not fit the model, or were trained for other classes.
     """
-    model = speed_up(cfg, build_model(cfg))
+    model = accelerate_model(cfg, build_and_log_model(cfg))
     checkpointer = build_checkpointer(cfg, model, cfg.DATASETS.TEST, trains=False)
     rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if "classes" in rest:
@@ -228,8 +283,9 @@ def evaluate_only(cfg: CfgNode, resume: bool = False) -> dict:
     return Trainer.test(cfg, model)
 
 
-def _iteration(cfg: CfgNode) -> int | None:
+def _trained_iterations(cfg: CfgNode) -> int | None:
+    """Return the number of iterations trained so far; None outside of training."""
     try:
-        return min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)  # after the last one it is one too high
+        return min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)  # after the last iteration, iter is one too high
     except (AssertionError, IndexError):
-        return None  # not in training
+        return None

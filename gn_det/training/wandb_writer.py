@@ -1,4 +1,4 @@
-"""Losses, AP, pictures and the config to Weights & Biases, for those who switch ``TRAIN.WANDB.ENABLED`` on."""
+"""Event writer that logs losses, AP, images and the config to Weights & Biases."""
 
 import sys
 from collections import defaultdict
@@ -16,36 +16,42 @@ _ID_FILE = "wandb_run_id.txt"
 
 
 class WandbWriter(EventWriter):
-    """Writes what the event storage has. Before TensorboardXWriter in the list of writers, which clears the pictures.
+    """Write the scalars and images of the event storage to a Weights & Biases run.
 
-    A run that goes on from a checkpoint goes on in the same run there, by the id kept in OUTPUT_DIR.
+    It must come before TensorboardXWriter in the list of writers, because that one clears the images.
+    Training that resumes from a checkpoint continues the same Weights & Biases run, whose id is kept
+    in ``OUTPUT_DIR``.
+
+    Args:
+        cfg: config of the training; it is logged with the run.
+        window_size: losses are medians over this number of iterations.
 
     Raises:
-        GNDetError: wandb could not start the run.
+        GNDetError: if wandb could not start the run.
     """
 
     def __init__(self, cfg: CfgNode, window_size: int = 20):
-        import wandb  # optional: check_config says where it is missing
+        import wandb  # optional; check_config reports it if it is not installed
 
         folder = Path(cfg.OUTPUT_DIR)
         id_file = folder / _ID_FILE
-        goes_on = id_file.is_file() and (folder / "last_checkpoint").is_file()
+        resumes = id_file.is_file() and (folder / "last_checkpoint").is_file()
         try:
             self._run = wandb.init(
                 project=cfg.TRAIN.WANDB.PROJECT or None,
                 name=cfg.TRAIN.WANDB.NAME or folder.resolve().name,
                 dir=str(folder),
-                id=id_file.read_text().strip() if goes_on else None,
-                resume="allow" if goes_on else None,
+                id=id_file.read_text().strip() if resumes else None,
+                resume="allow" if resumes else None,
                 config=yaml.safe_load(cfg.dump()),
             )
         except wandb.errors.Error as error:
             reason = " ".join(str(error).split())
             raise GNDetError(
-                f"Weights & Biases could not start: {reason} WANDB_MODE=offline keeps the run on this machine."
+                f"Weights & Biases could not start: {reason} Set WANDB_MODE=offline to keep the run on this machine."
             ) from error
         id_file.write_text(self._run.id)
-        # A resumed run repeats iterations, and wandb's own steps only go up.
+        # A resumed training repeats iterations, but wandb's own step can only increase.
         self._run.define_metric("iteration")
         self._run.define_metric("*", step_metric="iteration")
         self._image = wandb.Image
@@ -58,7 +64,7 @@ class WandbWriter(EventWriter):
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
             if iteration > self._last_write:
                 rows[iteration][name] = value
-        for name, pixels, iteration in storage._vis_data:  # as TensorboardXWriter takes them
+        for name, pixels, iteration in storage._vis_data:  # private, but TensorboardXWriter uses it too
             rows[iteration][name] = self._image(np.asarray(pixels).transpose(1, 2, 0))
         for iteration in sorted(rows):
             self._run.log({"iteration": iteration, **rows[iteration]})

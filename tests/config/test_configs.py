@@ -1,4 +1,4 @@
-"""Every shipped config: small, named after what it is, beside its published numbers, and it trains."""
+"""All shipped configs: length, names, schedules, published numbers, norms and a training step."""
 
 import json
 import re
@@ -21,18 +21,17 @@ from gn_det.config.files import config_dir, load_config, shipped_configs
 from gn_det.modeling.norm import is_norm
 from gn_det.training.solver import build_optimizer
 from gn_det.zoo.index import published
+from helpers.configs import flatten
 
 FILES = shipped_configs()
 TOP = [name for name, path in FILES.items() if path.parent == config_dir()]
 PAPER = [name for name in TOP if name.startswith("mask_rcnn_")]
 QUICK = [name for name in TOP if name.startswith("quickstart")]
 RUNNABLE = PAPER + QUICK
-ZOO = [
-    name for name in FILES if name not in TOP and not name.startswith("Base-")
-]  # more of them in test_zoo_configs.py
+ZOO = [name for name in FILES if name not in TOP and not name.startswith("Base-")]  # see also test_zoo_configs.py
 ROWS = json.loads((Path(gn_det.__file__).with_name("zoo") / "published.json").read_text())["rows"]
 
-# The norms of backbone, FPN, box head and mask head; "" is none. A C4 model has no FPN, and conv5 for a box head.
+# The norms of backbone, FPN, box head and mask head; "" is none. A C4 model has no FPN, and its box head is conv5.
 NORMS = {
     "mask_rcnn_R50_C4_frozenbn": ("FrozenBN", "", "FrozenBN", ""),
     "mask_rcnn_R50_C4_gn": ("GN", "", "GN", ""),
@@ -55,48 +54,41 @@ NORMS = {
 }
 
 
-def test_there_is_a_line_here_for_each():
+def test_norms_are_listed_for_each_config():
     assert set(NORMS) == set(RUNNABLE)
     assert all(name in RUNNABLE or name.startswith("Base-") for name in TOP)
-    assert len(FILES) == len(list(config_dir().rglob("*.yaml"))) and len(ZOO) > 20  # each name once
+    assert len(FILES) == len(list(config_dir().rglob("*.yaml"))) and len(ZOO) > 20  # no name occurs twice
 
 
-# ---- the file
+# ---- files
 
 
 def comment(name: str) -> str:
-    """The comment lines at the top."""
+    """Return the comment lines at the top of a config."""
     lines = FILES[name].read_text().split("_BASE_")[0].splitlines()
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
 @pytest.mark.parametrize("name", RUNNABLE + ZOO)
-def test_leaf_is_short(name):
+def test_config_is_short(name):
     lines = [line for line in FILES[name].read_text().splitlines() if line.split("#")[0].strip()]
     assert lines[0].startswith("_BASE_: ")
     assert len(lines[1:]) <= (60 if name in QUICK else 15)
 
 
-def flat(node: dict, prefix: str = "") -> dict:
-    found = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
-
-
 @pytest.mark.parametrize("name", [name for name in FILES if name not in ("Base-Detectron", *QUICK)])
-def test_leaf_says_only_what_differs_from_its_base(name):
+def test_config_repeats_no_value_of_its_base(name):
     own = yaml.safe_load(FILES[name].read_text())
     base = FILES[name].parent / own.pop("_BASE_")
-    there = flat(CfgNode.load_yaml_with_base(str(base)))
+    base_values = flatten(CfgNode.load_yaml_with_base(str(base)))
     assert own
-    assert not [key for key, value in flat(own).items() if there.get(key) == value]
+    assert not [key for key, value in flatten(own).items() if base_values.get(key) == value]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_key_arrives(name):
-    cfg = flat(load_config(name))
-    own = flat(yaml.safe_load(FILES[name].read_text()))
+def test_all_keys_are_loaded(name):
+    cfg = flatten(load_config(name))
+    own = flatten(yaml.safe_load(FILES[name].read_text()))
     for key in own.keys() - {"_BASE_"}:
         value = yaml.safe_load(yaml.safe_dump(own[key]))
         if isinstance(value, str) and value.startswith("("):
@@ -105,21 +97,21 @@ def test_every_key_arrives(name):
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_loads_and_passes(name):
+def test_config_loads_and_passes_all_checks(name):
     cfg = load_config(name)
     check_config(cfg)
     assert cfg.MODEL.MASK_ON
     assert cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
     assert cfg.SOLVER.WEIGHT_DECAY_NORM == 0
     assert (cfg.MODEL.GN.NUM_GROUPS, cfg.MODEL.GN.CHANNELS_PER_GROUP, cfg.MODEL.GN.EPS) == (32, -1, 1e-5)
-    assert name in QUICK or not cfg.MODEL.GN.ZERO_INIT_RESIDUAL  # the paper's models in detection start from 1
+    assert name in QUICK or not cfg.MODEL.GN.ZERO_INIT_RESIDUAL  # the paper's detection models start from 1
 
 
-# ---- the name
+# ---- names and schedules
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_name_says_what_it_is(name):
+def test_name_matches_the_model(name):
     cfg, words = load_config(name), name.split("_")
     assert f"_R{cfg.MODEL.RESNETS.DEPTH}_" in name
     assert ("scratch" in words) == (cfg.MODEL.WEIGHTS == "")
@@ -138,7 +130,7 @@ def test_name_says_what_it_is(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_schedule_is_the_names(name):
+def test_schedule_matches_the_name(name):
     solver = load_config(name).SOLVER
     if "C4" in name:
         expected = (360000, (240000, 320000), 8, 0.01)
@@ -150,8 +142,8 @@ def test_schedule_is_the_names(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_pretrained_models_start_from_weights_of_their_own_kind(name):
-    """Depth, kind of norm, place of the stride and pixel format of the weights are the config's."""
+def test_pretrained_weights_fit_the_config(name):
+    """Depth, kind of norm, place of the stride and pixel format of the weights match the config."""
     cfg = load_config(name)
     weights, resnets = cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS
     if not weights:
@@ -167,14 +159,14 @@ def test_pretrained_models_start_from_weights_of_their_own_kind(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_anchors_are_where_detectrons_are(name):
-    """generate_anchors.py: in the middle of (0, 0, stride - 1, stride - 1); a box of its ends at x + w - 1."""
+def test_anchors_match_detectron(name):
+    """Detectron's generate_anchors.py centers anchors in (0, 0, stride - 1, stride - 1); its boxes end at x + w - 1."""
     cfg = load_config(name)
     strides = [16] if "C4" in name else [4, 8, 16, 32, 64]
     features = [ShapeSpec(stride=stride) for stride in strides]
     maps = [torch.zeros(1, 1, 2, 3) for _ in strides]
     for anchors, stride in zip(build_anchor_generator(cfg, features)(maps), strides, strict=True):
-        x1, _, x2, _ = anchors.tensor[:3].unbind(1)  # the three ratios of the first size, or of the only one
+        x1, _, x2, _ = anchors.tensor[:3].unbind(1)  # the three aspect ratios of the first size
         middle = 0 + 0.5 * (stride - 1)
         widths = x2 - x1
         left, right = middle - 0.5 * (widths - 1), middle + 0.5 * (widths - 1) + 1
@@ -182,36 +174,36 @@ def test_anchors_are_where_detectrons_are(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_rois_are_pooled_as_in_detectron(name):
-    """Its FPN configs set ROI_XFORM_SAMPLING_RATIO 2, its C4 configs leave it at 0."""
+def test_roi_align_matches_detectron(name):
+    """Detectron's FPN configs set ROI_XFORM_SAMPLING_RATIO 2; its C4 configs leave it at 0."""
     model = load_config(name).MODEL
     box, mask = model.ROI_BOX_HEAD, model.ROI_MASK_HEAD
     assert ("ROIAlign", 0 if "C4" in name else 2) == (box.POOLER_TYPE, box.POOLER_SAMPLING_RATIO)
     assert "C4" in name or (mask.POOLER_TYPE, mask.POOLER_SAMPLING_RATIO) == ("ROIAlign", 2)
 
 
-# ---- the numbers
+# ---- published numbers
 
 
-def test_each_has_a_row_and_each_row_a_config():
+def test_published_rows_match_the_configs():
     assert set(ROWS) == set(PAPER)
     assert all(published(name) is None for name in (*QUICK, "Base-RCNN-FPN", "", "nothing"))
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_comment_has_the_published_numbers(name):
+def test_comment_contains_the_published_numbers(name):
     text, row = comment(name), published(name)
     assert row == ROWS[name]
     assert set(row) == {"source", "box", "mask"}
     for kind in ("box", "mask"):
-        said = re.search(rf"{kind} AP (?:below GN, so )?(\d+\.\d)", text)
-        assert (float(said[1]) if said else None) == (row[kind] and row[kind]["AP"])
+        stated = re.search(rf"{kind} AP (?:below GN, so )?(\d+\.\d)", text)
+        assert (float(stated[1]) if stated else None) == (row[kind] and row[kind]["AP"])
     place = re.search(r"Table \d|[Tt]ext of Section 4\.2", text)
     assert place[0].lower() in row["source"].lower()
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if ROWS[name]["mask"]])
-def test_published_numbers_are_in_percent_and_in_order(name):
+def test_published_numbers_are_plausible_percentages(name):
     row = ROWS[name]
     for kind in ("box", "mask"):
         assert set(row[kind]) == {"AP", "AP50", "AP75"}
@@ -219,19 +211,19 @@ def test_published_numbers_are_in_percent_and_in_order(name):
     assert all(row["mask"][key] < row["box"][key] for key in ("AP", "AP50", "AP75"))
 
 
-def test_ln_is_the_papers_distance_below_gn():
+def test_ln_is_as_far_below_gn_as_in_the_paper():
     ln, gn = (ROWS[f"mask_rcnn_R50_C4_{norm}"]["box"]["AP"] for norm in ("ln", "gn"))
     assert gn - ln == pytest.approx(1.9)
 
 
-# ---- the model
+# ---- models
 
 
 KINDS = {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d, "SyncBN": nn.SyncBatchNorm, "GN": nn.GroupNorm}
 
 
 def norm_of(module: nn.Module) -> str:
-    """The one norm that is in the module, as a config names it."""
+    """Return the name in configs of the only kind of norm in a module; an empty string if it has none."""
     found = set()
     for norm in filter(is_norm, module.modules()):
         kinds = [name for name, kind in KINDS.items() if isinstance(norm, kind)]
@@ -243,7 +235,7 @@ def norm_of(module: nn.Module) -> str:
 
 
 def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-    """Backbone, FPN, box head (C4: conv5) and mask head."""
+    """Return backbone, FPN, box head (C4: conv5) and mask head."""
     backbone, heads = model.backbone, model.roi_heads
     fpn = nn.Module()
     if isinstance(backbone, FPN):
@@ -261,8 +253,8 @@ def assert_norms(model: nn.Module, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_model_of_full_depth(name):
-    """Built without memory. Nothing frozen, as detectron2 turns the BN of a frozen layer into frozen BN."""
+def test_norms_of_the_model_in_full_depth(name):
+    """Built on the meta device, with nothing frozen, because detectron2 turns the BN of frozen layers into FrozenBN."""
     cfg = load_config(name, ["MODEL.DEVICE", "meta", "MODEL.BACKBONE.FREEZE_AT", 0])
     with torch.device("meta"):
         model = build_model(cfg)
@@ -277,8 +269,8 @@ def test_model_of_full_depth(name):
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_what_is_frozen(name):
-    """Detectron freezes conv1 and res2 of pre-trained models; nothing may be frozen of a random one."""
+def test_frozen_layers(name):
+    """conv1 and res2 of pre-trained models are frozen, as in Detectron; nothing with random weights may be frozen."""
     cfg = load_config(name, ["MODEL.DEVICE", "meta"])
     with torch.device("meta"):
         model = build_model(cfg)
@@ -292,8 +284,10 @@ def not_trained(model: nn.Module) -> list[str]:
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_one_training_step(name, tiny_cfg, batch):
-    """Forward, backward and an optimizer step, with weights at random and nothing frozen."""
-    shallower = ["MODEL.RESNETS.DEPTH", 50] if "R101" in name else []  # R101 is built in full above
+    """Forward, backward and an optimizer step, with random weights and nothing frozen."""
+    shallower = (
+        ["MODEL.RESNETS.DEPTH", 50] if "R101" in name else []
+    )  # test_norms_of_the_model_in_full_depth builds all of R101
     cfg = tiny_cfg(name, *shallower)
     model = build_model(cfg).train()
     assert_norms(model, name)

@@ -1,3 +1,5 @@
+"""check_config: each refusal of a training option (section TRAIN and SOLVER.AMP)."""
+
 import pytest
 from detectron2.utils import comm
 
@@ -11,6 +13,7 @@ BEST = ("TRAIN.BEST", True)
 
 
 def config(*opts):
+    """Return the quick-start config with overrides."""
     return load_config("quickstart_R18_FPN_gn_scratch", [str(word) for word in opts])
 
 
@@ -19,56 +22,56 @@ MISTAKES = {
     "early stop without evaluations": (("TRAIN.EARLY_STOP.PATIENCE", 3), "PATIENCE is 3, but TEST.EVAL_PERIOD is 0"),
     "best without a test set": (
         (*BEST, *PERIOD, "DATASETS.TEST", "()"),
-        "TRAIN.BEST is True, but nothing is evaluated",
+        "TRAIN.BEST is True, but the run has no test set: pass --val-json",
     ),
     "unknown metric": (
         (*BEST, *PERIOD, "TRAIN.METRIC", "segm/ap5"),
         r"TRAIN.METRIC is 'segm/ap5'.*did you mean 'segm/AP",
     ),
-    "metric of a class that is not there": (
+    "metric of an unknown class": (
         (*BEST, *PERIOD, "TRAIN.METRIC", "bbox/AP-circl"),
         "did you mean 'bbox/AP-circle'",
     ),
     "mask metric without masks": (
         (*BEST, *PERIOD, "TRAIN.METRIC", "segm/AP", "MODEL.MASK_ON", False),
-        "TRAIN.METRIC is 'segm/AP', which no evaluation here gives",
+        "TRAIN.METRIC is 'segm/AP', which the evaluations do not measure",
     ),
     "negative patience": (("TRAIN.EARLY_STOP.PATIENCE", -1), "TRAIN.EARLY_STOP.PATIENCE is -1"),
     "no patience": (("TRAIN.EARLY_STOP.PATIENCE", "None"), "TRAIN.EARLY_STOP.PATIENCE is None"),
-    "negative gain": (("TRAIN.EARLY_STOP.MIN_DELTA", -0.5), "TRAIN.EARLY_STOP.MIN_DELTA is -0.5"),
-    "gain that is no number": (("TRAIN.EARLY_STOP.MIN_DELTA", "1e400"), "MIN_DELTA is inf"),
-    "negative pictures": (("TRAIN.PICTURES", -1), "TRAIN.PICTURES is -1"),
+    "negative improvement": (("TRAIN.EARLY_STOP.MIN_DELTA", -0.5), "TRAIN.EARLY_STOP.MIN_DELTA is -0.5"),
+    "infinite improvement": (("TRAIN.EARLY_STOP.MIN_DELTA", "1e400"), "MIN_DELTA is inf"),
+    "negative number of pictures": (("TRAIN.PICTURES", -1), "TRAIN.PICTURES is -1"),
     "decay of 1": (("TRAIN.EMA.ENABLED", True, "TRAIN.EMA.DECAY", 1.0), "TRAIN.EMA.DECAY is 1.0"),
     "decay of 0": (("TRAIN.EMA.ENABLED", True, "TRAIN.EMA.DECAY", 0.0), "TRAIN.EMA.DECAY is 0.0"),
-    "two ways to batch norm's statistics": (
+    "EMA with precise BN": (
         ("TRAIN.EMA.ENABLED", True, "TEST.PRECISE_BN.ENABLED", True),
         "set one of them to False",
     ),
     "unknown precision": (
         ("SOLVER.AMP.ENABLED", True, "TRAIN.AMP_DTYPE", "half"),
-        "TRAIN.AMP_DTYPE is 'half'; it is bfloat16, or on a GPU float16",
+        "TRAIN.AMP_DTYPE is 'half'; it must be bfloat16, or on a GPU float16",
     ),
     "no precision": (("SOLVER.AMP.ENABLED", True, "TRAIN.AMP_DTYPE", "None"), "TRAIN.AMP_DTYPE is None"),
     "float16 on a CPU": (
         ("SOLVER.AMP.ENABLED", True, "TRAIN.AMP_DTYPE", "float16", "MODEL.DEVICE", "cpu"),
-        "TRAIN.AMP_DTYPE is float16, which trains on GPUs only",
+        "TRAIN.AMP_DTYPE is float16, which needs a GPU, but MODEL.DEVICE is cpu",
     ),
     "parts that do not divide": (
         ("TRAIN.ACCUMULATE", 8, "SOLVER.IMS_PER_BATCH", 12),
-        "8, which does not divide the 12 images .* SOLVER.IMS_PER_BATCH 12: take one of 1, 2, 3, 4, 6, 12",
+        "8, which does not divide the 12 images .* SOLVER.IMS_PER_BATCH 12: use one of 1, 2, 3, 4, 6, 12",
     ),
     "more parts than images": (("TRAIN.ACCUMULATE", 8), "TRAIN.ACCUMULATE is 8, which does not divide the 4"),
-    "no parts": (("TRAIN.ACCUMULATE", 0), "TRAIN.ACCUMULATE is 0, .* take one of 1, 2, 4"),
-    "parts that are no number": (("TRAIN.ACCUMULATE", "None"), "TRAIN.ACCUMULATE is None"),
+    "no parts": (("TRAIN.ACCUMULATE", 0), "TRAIN.ACCUMULATE is 0, .* use one of 1, 2, 4"),
+    "parts that are None": (("TRAIN.ACCUMULATE", "None"), "TRAIN.ACCUMULATE is None"),
     "parts of a scaled batch": (
         ("TRAIN.ACCUMULATE", 4, "SOLVER.REFERENCE_WORLD_SIZE", 2),
-        "4, which does not divide the 2 images that a process has",
+        "4, which does not divide the 2 images per process",
     ),
-    "batch norm that is computed twice": (
+    "batch norm with recomputed activations": (
         ("TRAIN.CHECKPOINT_ACTIVATIONS", True, "MODEL.RESNETS.NORM", "BN"),
         "MODEL.RESNETS.NORM is BN, whose running statistics would count each batch twice",
     ),
-    "reference that does not divide": (
+    "reference world size that does not divide the batch": (
         ("SOLVER.REFERENCE_WORLD_SIZE", 3),
         "3, which does not divide SOLVER.IMS_PER_BATCH 4",
     ),
@@ -76,44 +79,44 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_sentence(name):
+def test_mistake_is_reported_in_one_sentence(name):
     opts, sentence = MISTAKES[name]
     with pytest.raises(GNDetError, match=sentence) as error:
         check_config(config(*opts))
     assert "\n" not in str(error.value)
 
 
-def test_wandb_that_is_not_installed(monkeypatch):
+def test_wandb_must_be_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(GNDetError, match="wandb is not installed: pip install wandb"):
         check_config(config("TRAIN.WANDB.ENABLED", True))
 
 
-def test_all_is_off_by_default_and_can_be_on():
+def test_options_are_off_by_default_and_can_be_combined():
     check_config(config())
     every = (*BEST, *PERIOD, "TRAIN.EARLY_STOP.PATIENCE", 2, "TRAIN.EMA.ENABLED", True)
     for metric in ("bbox/AP", "segm/AP50", "segm/ARl", "bbox/AP-triangle"):
         check_config(config(*every, "TRAIN.METRIC", metric))
-    check_config(config("TRAIN.METRIC", "nonsense"))  # nobody reads it
+    check_config(config("TRAIN.METRIC", "nonsense"))  # not used without TRAIN.BEST and TRAIN.EARLY_STOP
     check_config(config(*BEST, "MODEL.WEIGHTS", "x"), eval_only=True)
-    for switch in ("CHECKPOINT_ACTIVATIONS", "CHANNELS_LAST", "COMPILE"):
-        every = (*every, f"TRAIN.{switch}", True)
+    for key in ("CHECKPOINT_ACTIVATIONS", "CHANNELS_LAST", "COMPILE"):
+        every = (*every, f"TRAIN.{key}", True)
     check_config(config(*every, "SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu", "TRAIN.ACCUMULATE", 4))
     check_config(config("SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cuda", "TRAIN.AMP_DTYPE", "float16"))
     check_config(config("TRAIN.AMP_DTYPE", "nonsense"))
 
 
-def test_parts_are_of_the_images_of_one_process(monkeypatch):
+def test_accumulate_must_divide_the_images_of_one_process(monkeypatch):
     def check(processes, reference):
         monkeypatch.setattr(comm, "get_world_size", lambda: processes)
         check_config(config("TRAIN.ACCUMULATE", 2, "SOLVER.REFERENCE_WORLD_SIZE", reference))
 
     check(processes=2, reference=0)
-    check(processes=4, reference=2)  # still 2 images each, of a batch of 8
+    check(processes=4, reference=2)  # detectron2 scales the batch to 8: still 2 images per process
     with pytest.raises(GNDetError, match="does not divide the 1 images"):
         check(processes=4, reference=0)
 
 
-def test_the_metric_of_several_test_sets_is_the_firsts():
+def test_metric_is_that_of_the_first_test_set():
     assert storage_key(config()) == "bbox/AP"
     assert storage_key(config("DATASETS.TEST", "('shapes_val', 'shapes_train')")) == "shapes_val/bbox/AP"

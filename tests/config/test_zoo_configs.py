@@ -1,11 +1,10 @@
-"""The configs of detectron2's and mmdetection's GN models: recipes as theirs, and models that train."""
+"""Configs of the GN models of detectron2 and mmdetection: they match the original recipes, and their models train."""
 
 from pathlib import Path
 
 import detectron2
 import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -14,6 +13,7 @@ from gn_det.config.files import load_config, shipped_configs
 from gn_det.modeling.norm import GroupNorm, is_norm
 from gn_det.modeling.weight_standardization import WSConv2d
 from gn_det.training.solver import build_optimizer
+from helpers.configs import flatten
 
 MISC = Path(detectron2.__file__).parent / "model_zoo" / "configs" / "Misc"
 MMDET = [name for name in shipped_configs() if name.startswith("mmdet_")]
@@ -24,31 +24,24 @@ DETECTRON2 = {
 }
 
 
-def flat(node: CfgNode, prefix: str = "") -> dict:
-    found = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value}
-    return found
-
-
 @pytest.mark.skipif(not MISC.is_dir(), reason="detectron2 is installed without its configs")
 @pytest.mark.parametrize("name", DETECTRON2)
-def test_detectron2s_are_its_own_but_for_the_parts(name):
+def test_detectron2_configs_differ_from_the_originals_only_in_the_parts(name):
     stock = detectron2_get_cfg()
     stock.merge_from_file(str(MISC / f"{DETECTRON2[name]}.yaml"))
-    ours, theirs = flat(load_config(name)), flat(stock)
+    cfg = flatten(load_config(name))
     parts = {
         "MODEL.BACKBONE.NAME": "build_gn_resnet_fpn_backbone",
         "MODEL.ROI_BOX_HEAD.NAME": "FastRCNN4Conv1FCGNHead",
         "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleGNHead",
     }
-    for key, value in theirs.items():
-        assert ours[key] == parts.get(key, value), key
+    for key, value in flatten(stock).items():
+        assert cfg[key] == parts.get(key, value), key
 
 
 @pytest.mark.parametrize("name", MMDET)
-def test_mmdetections_recipe(name):
-    """configs/_base_ of its version 2.x, and what its GN, GN + WS and scratch configs change."""
+def test_mmdetection_configs_match_the_original_recipe(name):
+    """The recipe is that of configs/_base_ of mmdetection 2.x, changed by its GN, GN+WS and scratch configs."""
     cfg = load_config(name)
     model, solver = cfg.MODEL, cfg.SOLVER
     scratch, faster = "scratch" in name, "faster" in name
@@ -77,7 +70,7 @@ def test_mmdetections_recipe(name):
     assert pixels == (cfg.INPUT.FORMAT, model.PIXEL_MEAN, model.PIXEL_STD)
 
 
-# One of each model; of ResNet-101 test_zoo_handler.py builds all layers.
+# One config of each kind of model, and the number of its convolutions with weight standardization.
 STEPPED = {
     "detectron2_mask_rcnn_R50_FPN_gn_scratch_9x": 0,
     "mmdet_mask_rcnn_X50_FPN_gn_ws_2x": 69,
@@ -87,7 +80,7 @@ STEPPED = {
 
 @pytest.mark.parametrize("name", STEPPED)
 def test_one_training_step(name, tiny_cfg, batch):
-    """Forward, backward and an optimizer step, with weights at random and nothing frozen."""
+    """Forward, backward and an optimizer step, with random weights and nothing frozen."""
     cfg = tiny_cfg(name)
     model = build_model(cfg).train()
     assert sum(type(m) is WSConv2d for m in model.modules()) == STEPPED[name]
@@ -98,7 +91,6 @@ def test_one_training_step(name, tiny_cfg, batch):
         losses = model(batch(2, 1))
     assert ("loss_mask" in losses) == cfg.MODEL.MASK_ON and all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
-    built = [(n, p) for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert not built
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     optimizer.step()
     assert sum(not torch.equal(p, old) for p, old in before.items()) > 0.75 * len(before)

@@ -1,3 +1,5 @@
+"""Runs are compared by mean and spread over seeds, in a table and a figure."""
+
 import json
 import math
 import statistics
@@ -17,7 +19,7 @@ from gn_det.evaluation.comparison import (
 
 def record(box_ap: float, seed: int = 1, **more) -> dict:
     box = {"AP": box_ap, "AP50": box_ap + 20, "AP75": box_ap + 5}
-    fields = {"config": "mine", "config_sha256": "a" * 64, "changed": {}, "dataset": "shapes_val", "box": box}
+    fields = {"config": "custom", "config_sha256": "a" * 64, "changed": {}, "dataset": "shapes_val", "box": box}
     return fields | {"mask": None, "seed": seed, "iteration": 100} | more
 
 
@@ -33,7 +35,7 @@ def test_spread_is_the_sample_standard_deviation():
     assert mean_and_spread([10.04]) == "10.0"
 
 
-def test_a_difference_has_its_standard_error():
+def test_difference_has_a_standard_error():
     one, two = [10.0, 12.0, 14.0], [11.0, 13.0]
     error = math.sqrt(statistics.variance(one) / 3 + statistics.variance(two) / 2)
     assert difference(one, two) == f"+0.0 ± {error:.1f}" == "+0.0 ± 1.5"
@@ -46,19 +48,19 @@ def test_seeds_of_one_recipe_are_one_row(tmp_path):
     other = write(tmp_path / "other", record(30.0, config_sha256="b" * 64, changed={"SOLVER.BASE_LR": 0.5}))
     rows = load_runs([one, other, two, one])
     assert [row.values("box", "AP") for row in rows] == [[40.0, 42.0], [30.0]]
-    assert [row.name for row in rows] == ["mine", "mine BASE_LR=0.5"]
+    assert [row.name for row in rows] == ["custom", "custom BASE_LR=0.5"]
 
 
-def test_a_row_is_named_by_what_differs(tmp_path):
+def test_rows_are_named_by_the_keys_that_differ(tmp_path):
     shared = {"SOLVER.MAX_ITER": 7}
     bn = {"MODEL.FPN.NORM": "BN", "MODEL.RESNETS.NORM": "BN", "SOLVER.BASE_LR": 0.5, "A.B": 1, "C.D": 2}
     folder = write(tmp_path, record(1, changed=shared), record(2, config_sha256="b", changed=shared | bn))
-    assert [row.name for row in load_runs([folder])] == ["mine", "mine NORM=BN (2 keys) BASE_LR=0.5 B=1 (+1 more)"]
+    assert [row.name for row in load_runs([folder])] == ["custom", "custom NORM=BN (2 keys) BASE_LR=0.5 B=1 (+1 more)"]
 
 
-def test_a_row_can_be_named_and_is_then_its_own(tmp_path):
+def test_named_path_is_a_separate_row(tmp_path):
     one = write(tmp_path / "one", record(40.0))
-    assert [row.name for row in load_runs([f"GN=groups={one}", one])] == ["GN=groups", "mine"]
+    assert [row.name for row in load_runs([f"GN=groups={one}", one])] == ["GN=groups", "custom"]
 
 
 def test_only_the_last_evaluation_of_a_training_counts(tmp_path):
@@ -67,35 +69,35 @@ def test_only_the_last_evaluation_of_a_training_counts(tmp_path):
     assert row.values("box", "AP") == [50.0]
 
 
-def test_the_same_name_twice_is_told_apart(tmp_path):
+def test_equal_names_get_different_suffixes(tmp_path):
     folder = write(tmp_path, record(40.0), record(41.0, config_sha256="b" * 64))
     names = [row.name for row in load_runs([folder])]
-    assert len(set(names)) == 2 and all(name.startswith("mine [") for name in names)
+    assert len(set(names)) == 2 and all(name.startswith("custom [") for name in names)
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "holds no record"),
+        (None, "has no record; pass the OUTPUT_DIR"),
         ("[1]", "is not a JSON object"),
         ("{", "cannot be read"),
         ('{"box": {}}', "it has no config_sha256, dataset, mask, seed"),
     ],
 )
-def test_what_is_no_record_is_a_sentence(tmp_path, content, sentence):
+def test_files_that_are_not_records_are_refused(tmp_path, content, sentence):
     if content:
         (tmp_path / "x.json").write_text(content)
     with pytest.raises(GNDetError, match=sentence):
         load_runs([tmp_path])
 
 
-def test_other_data_sets_are_refused(tmp_path):
+def test_records_on_different_data_sets_are_refused(tmp_path):
     folder = write(tmp_path, record(40.0), record(40.0, config_sha256="b", dataset="coco_2017_val"))
-    with pytest.raises(GNDetError, match="coco_2017_val, shapes_val"):
+    with pytest.raises(GNDetError, match="on different data sets, coco_2017_val, shapes_val"):
         load_runs([folder])
 
 
-def test_table_has_differences_and_the_papers_rows(tmp_path):
+def test_table_has_differences_and_published_rows(tmp_path):
     rows = load_runs([write(tmp_path, record(40.0), record(42.0, 2), record(45.0, config_sha256="b", config="new"))])
     first, second, paper = runs_table(rows, paper_rows(["mask_rcnn_R50_FPN_gn"])).splitlines()[2:]
     assert "| 2 " in first and "41.0 ± 1.4" in first and "+" not in first
@@ -104,17 +106,17 @@ def test_table_has_differences_and_the_papers_rows(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nope", "mask_rcnn_R50_FPN_bn_4conv1fc"])
-def test_a_config_without_a_number_in_the_paper_is_a_sentence(name):
-    with pytest.raises(GNDetError, match=f"no number for a config '{name}'"):
+def test_config_without_a_published_result_is_refused(name):
+    with pytest.raises(GNDetError, match=f"no result for the config '{name}'"):
         paper_rows([name])
 
 
-def test_a_run_that_diverged_counts_as_nothing_detected(tmp_path):
+def test_diverged_run_has_ap_0(tmp_path):
     folder = write(tmp_path, record(40.0), record(0, 2, box=None, diverged=12))
     assert load_runs([folder])[0].values("box", "AP") == [40.0, 0.0]
 
 
-def test_picture(tmp_path):
+def test_figure_is_saved(tmp_path):
     rows = load_runs([write(tmp_path / "runs", record(40.0), record(42.0, 2))])
     draw_runs(rows, tmp_path / "new" / "all.png", paper_rows(["mask_rcnn_R50_FPN_gn"]))
     assert (tmp_path / "new" / "all.png").read_bytes().startswith(b"\x89PNG")

@@ -1,3 +1,5 @@
+"""The evaluator computes COCO AP that can be checked by hand, and writes a record."""
+
 import json
 import math
 from pathlib import Path
@@ -15,7 +17,7 @@ BIG = [10, 10, 100, 100]  # x, y, width, height in pixels: "large" for COCO
 SMALL = [150, 150, 20, 20]
 
 
-def truth(folder: Path, annotations: list[dict]) -> str:
+def register_truth(folder: Path, annotations: list[dict]) -> str:
     """Register two 200 x 200 images with these annotations and two classes, and return the data set's name."""
     images = [{"id": n, "file_name": f"{n}.png", "height": 200, "width": 200} for n in (0, 1)]
     categories = [{"id": 3, "name": "fig"}, {"id": 5, "name": "pear"}]
@@ -25,49 +27,53 @@ def truth(folder: Path, annotations: list[dict]) -> str:
     return "test_truth"
 
 
-def thing(box: list, *, image: int = 0, category: int = 3, **more) -> dict:
+def annotation(box: list, *, image: int = 0, category: int = 3, **more) -> dict:
     x, y, w, h = box
     polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
     return {"id": 0, "image_id": image, "category_id": category, "bbox": box, "segmentation": [polygon], **more}
 
 
-def found(box: list, score: float = 0.9, **more) -> dict:
+def detection(box: list, score: float = 0.9, **more) -> dict:
     return {"image_id": 0, "category_id": 3, "bbox": box, "score": score, **more}
 
 
-def detections(folder: Path, rows: object) -> Path:
+def write_detections(folder: Path, rows: object) -> Path:
     (folder / "detections.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
     return folder / "detections.json"
 
 
-def test_a_perfect_detection_of_an_object_with_id_0_scores_100(tmp_path):
-    box = evaluate_detections(truth(tmp_path, [thing(BIG)]), detections(tmp_path, [found(BIG)]))["bbox"]
+def test_perfect_detection_of_an_object_with_id_0_has_ap_100(tmp_path):
+    box = evaluate_detections(
+        register_truth(tmp_path, [annotation(BIG)]), write_detections(tmp_path, [detection(BIG)])
+    )["bbox"]
     assert [box[name] for name in ("AP", "AP50", "APl", "AR1", "AP-fig")] == pytest.approx([100] * 5)
-    assert math.isnan(box["APs"]) and math.isnan(box["AP-pear"])  # nothing of that kind to find
+    assert math.isnan(box["APs"]) and math.isnan(box["AP-pear"])  # there is no such object
 
 
 def test_ap_of_one_of_two_objects_by_hand(tmp_path):
     """Recall ends at 1/2 with precision 1: 51 of COCO's 101 recall points have precision 1, the others 0."""
-    name = truth(tmp_path, [thing(BIG), thing(SMALL)])
-    box = evaluate_detections(name, detections(tmp_path, [found(BIG)]))["bbox"]
+    name = register_truth(tmp_path, [annotation(BIG), annotation(SMALL)])
+    box = evaluate_detections(name, write_detections(tmp_path, [detection(BIG)]))["bbox"]
     assert box["AP"] == pytest.approx(100 * 51 / 101) and box["AR100"] == pytest.approx(50)
     assert box["APs"] == 0 and box["APl"] == pytest.approx(100)
 
 
 def test_ap_of_an_inexact_box_by_hand(tmp_path):
     """IoU 2/3 passes the thresholds 0.50, 0.55, 0.60, 0.65 of ten."""
-    box = evaluate_detections(truth(tmp_path, [thing(BIG)]), detections(tmp_path, [found([10, 10, 150, 100])]))["bbox"]
+    box = evaluate_detections(
+        register_truth(tmp_path, [annotation(BIG)]), write_detections(tmp_path, [detection([10, 10, 150, 100])])
+    )["bbox"]
     assert box["AP"] == pytest.approx(40) and box["AP50"] == pytest.approx(100) and box["AP75"] == 0
 
 
-def test_no_detections_score_0_and_not_nan(tmp_path):
-    results = evaluate_detections(truth(tmp_path, [thing(BIG)]), detections(tmp_path, []))
+def test_no_detections_have_ap_0_and_not_nan(tmp_path):
+    results = evaluate_detections(register_truth(tmp_path, [annotation(BIG)]), write_detections(tmp_path, []))
     assert results["bbox"]["AP"] == results["bbox"]["AR100"] == results["bbox"]["AP-fig"] == 0
     assert math.isnan(results["bbox"]["AP-pear"])
 
 
-def test_nothing_to_find_has_no_ap(tmp_path):
-    results = evaluate_detections(truth(tmp_path, []), detections(tmp_path, []))
+def test_no_objects_have_ap_nan(tmp_path):
+    results = evaluate_detections(register_truth(tmp_path, []), write_detections(tmp_path, []))
     assert math.isnan(results["bbox"]["AP"])
 
 
@@ -77,22 +83,22 @@ def test_nothing_to_find_has_no_ap(tmp_path):
         ("{", "cannot be read"),
         ({"a": 1}, "not in COCO's result format"),
         ([{"image_id": 0}], "not in COCO's result format"),
-        ([found(BIG, image_id=9)], "image_id 9, which the annotations lack"),
-        ([found(BIG, category_id=4)], "category_id 4, which the annotations lack"),
-        ([found(BIG, math.nan)], "1 detections have a score that is not a finite number"),
-        ([found([10, math.nan, 5, 5]), found(None)], "2 detections have a bbox that is not a finite number"),
+        ([detection(BIG, image_id=9)], "image_id 9, which is not in the annotations"),
+        ([detection(BIG, category_id=4)], "category_id 4, which is not in the annotations"),
+        ([detection(BIG, math.nan)], "has detections whose score is not finite \\(1 of 1\\)"),
+        ([detection([10, math.nan, 5, 5]), detection(None)], "has detections whose bbox is not finite \\(2 of 2\\)"),
     ],
 )
-def test_bad_detections_are_one_sentence(tmp_path, rows, problem):
-    name = truth(tmp_path, [thing(BIG)])
+def test_bad_detections_are_refused(tmp_path, rows, problem):
+    name = register_truth(tmp_path, [annotation(BIG)])
     with pytest.raises(GNDetError, match=problem):
-        evaluate_detections(name, detections(tmp_path, rows))
+        evaluate_detections(name, write_detections(tmp_path, rows))
     with pytest.raises(GNDetError, match="cannot be read"):
         evaluate_detections(name, tmp_path / "nowhere.json")
 
 
-class Oracle(torch.nn.Module):
-    """Says the same boxes for every image."""
+class ConstantModel(torch.nn.Module):
+    """A model that detects the same boxes in each image."""
 
     def __init__(self, boxes: list):
         super().__init__()
@@ -109,20 +115,20 @@ class Oracle(torch.nn.Module):
         return [{"instances": instances} for _ in inputs]
 
 
-def run(tmp_path: Path, boxes: list, annotations: list[dict]) -> tuple[dict, dict]:
+def evaluate_model(tmp_path: Path, boxes: list, annotations: list[dict]) -> tuple[dict, dict]:
     cfg = get_cfg()
     cfg.OUTPUT_DIR, cfg.SEED, cfg.MODEL.MASK_ON, cfg.MODEL.DEVICE = str(tmp_path / "out"), 3, True, "cpu"
     cfg.MODEL.GN.CONFIG = "mask_rcnn_R50_FPN_gn"
     loader = [[{"image_id": n, "height": 200, "width": 200}] for n in (0, 1)]
-    results = evaluate(cfg, Oracle(boxes), truth(tmp_path, annotations), loader, iteration=20)
+    results = evaluate(cfg, ConstantModel(boxes), register_truth(tmp_path, annotations), loader, iteration=20)
     (path,) = (tmp_path / "out" / "records").iterdir()
     assert path.name == "mask_rcnn_R50_FPN_gn-test_truth-0000020.json"
     return results, json.loads(path.read_text())
 
 
-def test_an_evaluation_leaves_a_record(tmp_path):
-    everywhere = [thing(BIG), thing(BIG, image=1)]
-    results, record = run(tmp_path, [BIG], everywhere)
+def test_evaluation_writes_a_record(tmp_path):
+    annotations = [annotation(BIG), annotation(BIG, image=1)]
+    results, record = evaluate_model(tmp_path, [BIG], annotations)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100)
     assert record["box"]["AP"] == record["mask"]["AP"] == 100 and record["box"]["APs"] is None
     assert record["box"]["AP-fig"] == 100 and record["seed"] == 3 and record["iteration"] == 20
@@ -131,14 +137,14 @@ def test_an_evaluation_leaves_a_record(tmp_path):
     assert len(record["config_sha256"]) == 64 and record["date"].endswith("+00:00")
 
 
-def test_a_model_that_finds_nothing_scores_0(tmp_path):
-    results, record = run(tmp_path, [], [thing(BIG)])
+def test_model_that_detects_nothing_has_ap_0(tmp_path):
+    results, record = evaluate_model(tmp_path, [], [annotation(BIG)])
     assert results["bbox"]["AP"] == results["segm"]["AP"] == record["mask"]["AP"] == 0
 
 
-def test_stock_evaluator_says_nan_there(tmp_path):
-    """The reason for the override."""
-    evaluator = COCOEvaluator(truth(tmp_path, [thing(BIG)]), ("bbox",), distributed=False)
+def test_stock_evaluator_gives_nan_without_detections(tmp_path):
+    """This is why COCOEvaluator overrides the method."""
+    evaluator = COCOEvaluator(register_truth(tmp_path, [annotation(BIG)]), ("bbox",), distributed=False)
     stock = super(COCOEvaluator, evaluator)._derive_coco_results(None, "bbox")
     assert math.isnan(stock["AP"])
 
@@ -152,7 +158,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_coco_apis_own_fixture(tmp_path, task):
+def test_metrics_of_the_coco_api_fixture(tmp_path, task):
     register_annotations("test_fixture", COCO_FIXTURE / "instances_val2014_100.json", tmp_path / "clean.json")
     path = COCO_FIXTURE / f"instances_val2014_fake{task}100_results.json"
     metrics = evaluate_detections("test_fixture", path)[task]

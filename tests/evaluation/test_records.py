@@ -1,3 +1,5 @@
+"""Result records: the digest of the recipe, changed keys, reading, writing and the table."""
+
 import json
 import math
 
@@ -37,36 +39,36 @@ def test_digest_changes_with_the_recipe_and_not_with_the_machine():
     assert digest != config_digest(load_config("mask_rcnn_R50_FPN_gn", ["MODEL.GN.EPS", "1e-4"]))
 
 
-def test_changed_keys_are_what_differs_from_the_shipped_config(tmp_path):
+def test_changed_keys_differ_from_the_shipped_config(tmp_path):
     cfg = load_config("mask_rcnn_R50_FPN_gn", ["SOLVER.MAX_ITER", "10", "OUTPUT_DIR", "x"])
     assert changed_keys(cfg) == {"SOLVER.MAX_ITER": 10}
-    (tmp_path / "mine.yaml").write_text("VERSION: 2\n")
-    assert changed_keys(load_config(str(tmp_path / "mine.yaml"))) is None
+    (tmp_path / "custom.yaml").write_text("VERSION: 2\n")
+    assert changed_keys(load_config(str(tmp_path / "custom.yaml"))) is None
 
 
-def test_a_runs_own_config_yaml_keeps_the_name(tmp_path):
+def test_config_yaml_of_a_run_keeps_the_name(tmp_path):
     (tmp_path / "config.yaml").write_text(load_config("mask_rcnn_R50_FPN_gn").dump())
     assert load_config(str(tmp_path / "config.yaml")).MODEL.GN.CONFIG == "mask_rcnn_R50_FPN_gn"
 
 
-def test_table_has_the_papers_row_on_the_papers_data_only():
+def test_table_has_the_published_row_on_coco_only():
     table = format_table(row(mask=None))
-    (ours, papers) = table.splitlines()[-2:]
-    assert ours.startswith("| box AP") and ours.count("12.3") == 6
-    assert "paper, Table 6" in papers and "40.3" in papers and papers.count("-") == 3
-    assert max(map(len, table.splitlines())) < 100  # fits a terminal
+    (measured, published) = table.splitlines()[-2:]
+    assert measured.startswith("| box AP") and measured.count("12.3") == 6
+    assert "paper, Table 6" in published and "40.3" in published and published.count("-") == 3
+    assert max(map(len, table.splitlines())) < 100  # fits into a terminal
     assert "Table 6" not in format_table(row(dataset="fruits_val"))
     assert "Table 6" not in format_table(row(published=None))
     assert "2 keys changed" in format_table(row(changed={"a": 1, "b": 2}))
 
 
-def test_record_is_written_whole(tmp_path):
+def test_record_is_written_without_temporary_files(tmp_path):
     path = write_record(tmp_path, row(iteration=None))
     assert path.name == "x-coco_2017_val.json" and json.loads(path.read_text())["box"]["AP"] == 12.34
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_digest_of_a_recipe_is_that_of_before_there_were_switches():
+def test_keys_added_later_do_not_change_the_digest():
     name = "quickstart_R18_FPN_gn_scratch"
     before = load_config(name)
     del before["TRAIN"]
@@ -80,13 +82,13 @@ def test_digest_of_a_recipe_is_that_of_before_there_were_switches():
 
 def test_past_values_of_a_metric(tmp_path):
     for iteration, ap in ((30, 3.0), (10, 1.0), (20, None), (40, 4.0), (None, 9.0)):
-        write_record(tmp_path, row(iteration=iteration, box={"AP": ap}, dataset="mine"))
+        write_record(tmp_path, row(iteration=iteration, box={"AP": ap}, dataset="shapes"))
     write_record(tmp_path, row(iteration=10, dataset="other"))
-    assert past_values(tmp_path, "mine", "bbox/AP", until=30) == [1.0, pytest.approx(math.nan, nan_ok=True), 3.0]
+    assert past_values(tmp_path, "shapes", "bbox/AP", until=30) == [1.0, pytest.approx(math.nan, nan_ok=True), 3.0]
     assert past_values(tmp_path, "other", "segm/AP75", until=30) == [12.34]
-    assert past_values(tmp_path / "new", "mine", "bbox/AP", until=30) == []
+    assert past_values(tmp_path / "new", "shapes", "bbox/AP", until=30) == []
 
 
-def test_the_demos_digest_is_that_of_its_record():
+def test_digest_of_the_demo_equals_its_record():
     record = read_record(REPO / "results" / "quickstart_R18_FPN_gn_scratch-shapes_val.json")
     assert config_digest(load_config("quickstart_R18_FPN_gn_scratch")) == record["config_sha256"]

@@ -1,4 +1,4 @@
-"""An OUTPUT_DIR that another process reads."""
+"""Another process can read the OUTPUT_DIR of a run."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def forget(name: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path):
-    """An OUTPUT_DIR whose data set this process does not know."""
+    """An OUTPUT_DIR whose data set is not registered in this process."""
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (48, 32)).save(images / "a.png")
@@ -47,7 +47,7 @@ def folder(tmp_path):
     forget(NAME)
 
 
-def test_another_process_registers_the_data_set_again(folder):
+def test_data_set_is_registered_again(folder):
     assert register_datasets(folder) == [NAME]
     (row,) = DatasetCatalog.get(NAME)
     assert row["file_name"] == str(folder.parent / "images" / "a.png") and row["annotations"][0]["category_id"] == 0
@@ -56,7 +56,7 @@ def test_another_process_registers_the_data_set_again(folder):
     assert metadata.thing_dataset_id_to_contiguous_id == {7: 0, 9: 1}
 
 
-def test_a_folder_that_was_moved_is_read_where_it_is_now(folder):
+def test_moved_folder_is_read_at_its_new_path(folder):
     moved = shutil.move(folder, folder.parent / "moved")
     assert read_datasets(moved)[NAME]["json"] == str(moved / "data" / f"{NAME}.json")
     register_datasets(moved)
@@ -72,22 +72,22 @@ def test_relative_paths_are_resolved(folder, monkeypatch):
     assert read_datasets(folder)[NAME]["images"] == str(folder.parent / "images")
 
 
-def test_a_name_goes_to_the_folder_that_is_read_last(folder, tmp_path):
-    """Two runs may have called different data by one name."""
+def test_name_is_registered_for_the_folder_that_is_read_last(folder, tmp_path):
+    """Two runs may have used one name for different data."""
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     register_datasets(folder)
-    MetadataCatalog.get(NAME).set(mark="mine")
+    MetadataCatalog.get(NAME).set(mark="first")
     register_datasets(folder)
-    assert MetadataCatalog.get(NAME).mark == "mine"  # the same file: left as it is
+    assert MetadataCatalog.get(NAME).mark == "first"  # the same file: not registered again
     register_datasets(other)
     assert MetadataCatalog.get(NAME).json_file == str(other / "data" / f"{NAME}.json")
     (folder / "data" / f"{NAME}.json").unlink()
-    register_datasets(folder)  # its file is gone: what there is stays
+    register_datasets(folder)  # its file no longer exists: the registered data set is kept
     assert MetadataCatalog.get(NAME).json_file == str(other / "data" / f"{NAME}.json")
 
 
-def test_a_later_run_there_keeps_what_an_earlier_one_wrote(folder, monkeypatch, tmp_path):
+def test_later_run_keeps_the_entries_of_an_earlier_run(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     before = json.loads((folder / "data" / "datasets.json").read_text())[NAME]
     remember_datasets(folder, ("shapes_val", "voc_2007_val"))  # the latter is not in COCO's format
@@ -96,11 +96,11 @@ def test_a_later_run_there_keeps_what_an_earlier_one_wrote(folder, monkeypatch, 
     assert entries["shapes_val"]["classes"] == ["circle", "square", "triangle"]
 
 
-def test_file_names_that_lead_out_of_the_image_folder_are_refused(folder):
+def test_file_names_outside_the_image_folder_are_refused(folder):
     path = folder / "data" / f"{NAME}.json"
     path.write_text(path.read_text().replace("a.png", "../../a.png"))
     register_datasets(folder)
-    with pytest.raises(GNDetError, match="was changed since the run: .* leads out of"):
+    with pytest.raises(GNDetError, match="has changed since the run: .* points outside"):
         DatasetCatalog.get(NAME)
 
 
@@ -108,7 +108,7 @@ def test_file_names_that_lead_out_of_the_image_folder_are_refused(folder):
     "text",
     ["{", "[]", '{"a": 1}', '{"a": {"json": 1}}', '{"a": {"json": "", "images": "", "classes": [1], "ids": []}}'],
 )
-def test_a_broken_list_is_a_sentence_and_is_replaced_by_the_next_run(folder, text):
+def test_damaged_file_is_refused_and_replaced_by_the_next_run(folder, text):
     (folder / "data" / "datasets.json").write_text(text)
     with pytest.raises(GNDetError, match="datasets.json") as error:
         register_datasets(folder)
@@ -117,14 +117,14 @@ def test_a_broken_list_is_a_sentence_and_is_replaced_by_the_next_run(folder, tex
     assert register_datasets(folder) == ["shapes_val"]
 
 
-def test_a_folder_without_a_list_has_none(tmp_path):
+def test_folder_without_the_file_has_no_data_sets(tmp_path):
     assert register_datasets(tmp_path) == []
 
 
 def test_config_and_records(tmp_path):
     with pytest.raises(GNDetError, match="has no config.yaml"):
         read_config(tmp_path)
-    with pytest.raises(GNDetError, match="is not there"):
+    with pytest.raises(GNDetError, match="does not exist"):
         read_config(tmp_path / "nowhere")
     (tmp_path / "config.yaml").write_text(load_config("mask_rcnn_R50_FPN_gn").dump())
     assert read_config(tmp_path).MODEL.GN.CONFIG == "mask_rcnn_R50_FPN_gn" and read_records(tmp_path) == []

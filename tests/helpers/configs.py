@@ -1,6 +1,6 @@
-"""Small configs: a step in about a second on one core."""
+"""Config texts that make models small."""
 
-# A step of a full-depth model in about a second on one core. Random weights, nothing frozen.
+# A training step of a model of full depth in about a second on one core. Random weights, nothing frozen.
 SMALL = """
 MODEL:
   DEVICE: cpu
@@ -15,7 +15,7 @@ MODEL:
   ROI_HEADS: {BATCH_SIZE_PER_IMAGE: 8}
 TEST: {DETECTIONS_PER_IMAGE: 8}
 """
-# A GN Mask R-CNN as one writes it with detectron2 alone.
+# A GN Mask R-CNN with the parts of detectron2 only.
 STOCK = {
     "FPN": """
 MODEL:
@@ -37,3 +37,11 @@ MODEL:
   ROI_HEADS: {NAME: Res5ROIHeads}
 """,
 }
+
+
+def flatten(node: dict, prefix: str = "") -> dict:
+    """Return the values of nested dicts or CfgNodes by dotted key."""
+    found = {}
+    for key, value in node.items():
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

@@ -1,9 +1,12 @@
-"""State dicts in the names, shapes and row orders of other projects, written down from their sources and not from gn_det.
+"""Synthetic state dicts with the names, shapes and row orders of other projects.
 
-Every tensor of a network has values of its own that say which it is and which of its rows: ``number * 4096 + row``. They
-are views of one number a row, so that a ResNet-101 costs nothing. The same arguments give the same network under every
-name: what a key map makes of one of them is :func:`detectron2_state`. Where there are classes, ``classes`` are the objects'
-alone; what an origin keeps for the background beside them is -1.
+Names and orders are copied from the sources of these projects, independently of gn_det.
+
+The values identify the tensor and the row: row ``r`` of tensor number ``n`` is filled with ``n *
+4096 + r``. Tensors are expanded views with one number per row, so that even a ResNet-101 takes
+almost no memory. The same arguments describe the same network for every project, and
+:func:`detectron2_state` is what a key map must produce. ``classes`` does not count the background;
+the rows that a project has for it are filled with -1.
 """
 
 from collections.abc import Iterator
@@ -15,21 +18,27 @@ import torchvision
 from torch import Tensor, nn
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-RATIOS, SIZES = 3, 5  # of the anchors
+RATIOS, SIZES = 3, 5  # number of aspect ratios and of sizes of the anchors of C4
 
 
 class Layer(NamedTuple):
+    """A convolution or linear layer, with its norm. ``role`` is its name in this module."""
+
     role: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the weight
     bias: bool = True
     norm: str = ""  # "gn", "affine" (BN folded to a scale and a shift), "bn" (with statistics)
 
 
-# ---- the network
+# ---- networks
 
 
 def resnet(depth: int, norm: str, scale: int = 1, paths: int = 1) -> Iterator[Layer]:
-    """The convolutions of a ResNet, of 1 / ``scale`` of the usual width; with 32 paths of a ResNeXt, 32x4d."""
+    """Yield the convolutions of a ResNet, with 1 / ``scale`` of the usual width.
+
+    Args:
+        paths: 32 for a ResNeXt 32x4d.
+    """
     stem = 64 // scale
     yield Layer("stem.conv1", (stem, 3, 7, 7), False, norm)
     inside = stem
@@ -49,7 +58,10 @@ def resnet(depth: int, norm: str, scale: int = 1, paths: int = 1) -> Iterator[La
 def detector(
     depth: int, fpn: bool, norm: str, head: str, classes: int, masks: bool, scale: int, paths: int = 1
 ) -> Iterator[Layer]:
-    """Faster or Mask R-CNN. GN is everywhere but in the RPN, every other norm in the backbone alone."""
+    """Yield the layers of a Faster or Mask R-CNN.
+
+    GN is everywhere except in the RPN; other norms only in the backbone.
+    """
     yield from resnet(depth, norm, scale, paths)
     dim, gn = 256 // scale, norm if norm == "gn" else ""
     rpn = dim if fpn else 1024 // scale
@@ -78,7 +90,7 @@ def detector(
 
 
 def tensors(layers: Iterator[Layer]) -> Iterator[tuple[str, str, Tensor]]:
-    """(role, parameter, values)"""
+    """Yield (role, parameter, tensor) for each parameter of the layers, numbered in this order."""
     number = 0
     for layer in layers:
         per_channel = ["bias"] if layer.bias else []
@@ -88,16 +100,18 @@ def tensors(layers: Iterator[Layer]) -> Iterator[tuple[str, str, Tensor]]:
             per_channel += ["norm.running_mean", "norm.running_var"]
         channels = layer.shape[1] if layer.role == "mask.deconv" else layer.shape[0]
         for parameter, shape in [("weight", layer.shape), *((name, (channels,)) for name in per_channel)]:
-            yield layer.role, parameter, plant(number, shape)
+            yield layer.role, parameter, numbered_tensor(number, shape)
             number += 1
 
 
-def plant(number: int, shape: tuple[int, ...]) -> Tensor:
+def numbered_tensor(number: int, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor whose values identify it by its number, and each of its rows."""
     rows = number * 4096 + torch.arange(shape[0], dtype=torch.float32)
     return rows.view(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 
 def with_background(tensor: Tensor, rows: int) -> Tensor:
+    """Add rows of a background class, filled with -1, before the first row."""
     return torch.cat([torch.full_like(tensor[:rows], -1), tensor])
 
 
@@ -122,7 +136,10 @@ def detectron2_state(
     depth: int = 50, fpn: bool = True, norm: str = "gn", head: str = "4conv1fc", classes: int = 80, masks: bool = True,
     scale: int = 1,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """A detector's, with the statistics of frozen BN that stand for none where the norm is "affine"."""
+    """Return the state dict of a detector.
+
+    With the norm "affine", FrozenBN has the statistics of a plain affine layer.
+    """
 
     def name(role: str) -> str:
         if role.startswith(("stem", "res")):
@@ -131,16 +148,16 @@ def detectron2_state(
 
     layers = detector(depth, fpn, norm, head, classes, masks, scale)
     state = {f"{name(role)}.{parameter}": value for role, parameter, value in tensors(layers)}
-    return _with_statistics(state) if norm == "affine" else state
+    return _with_bn_statistics(state) if norm == "affine" else state
 
 
 def detectron2_resnet(depth: int = 50, norm: str = "gn", scale: int = 1) -> dict[str, Tensor]:
-    """A ResNet's, in names within it, as detectron2's own ImageNet files have them."""
+    """Return the state dict of a ResNet, with the names within it as in detectron2's ImageNet files."""
     state = {f"{role}.{parameter}": value for role, parameter, value in tensors(resnet(depth, norm, scale))}
-    return _with_statistics(state) if norm == "affine" else state
+    return _with_bn_statistics(state) if norm == "affine" else state
 
 
-def _with_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_bn_statistics(state: dict[str, Tensor]) -> dict[str, Tensor]:
     scales = {name.removesuffix("weight"): value for name, value in state.items() if name.endswith("norm.weight")}
     means = {f"{name}running_mean": torch.zeros_like(value) for name, value in scales.items()}
     return state | means | {f"{name}running_var": torch.ones_like(value) - 1e-5 for name, value in scales.items()}
@@ -153,7 +170,10 @@ def detectron_blobs(
     depth: int = 50, fpn: bool = True, norm: str = "gn", head: str = "4conv1fc", classes: int = 80, masks: bool = True,
     scale: int = 1,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The parameters of a detector: the background first; the anchors of C4 by ratio and then by size."""
+    """Return the parameters of a detector.
+
+    The background is first; C4's anchors are ordered by ratio, then size.
+    """
     blobs = {}
     for role, parameter, value in tensors(detector(depth, fpn, norm, head, classes, masks, scale)):
         if role == "box.cls":
@@ -161,14 +181,19 @@ def detectron_blobs(
         if role in ("box.reg", "mask.predictor"):
             value = with_background(value, 4 if role == "box.reg" else 1)
         if role in ("rpn.objectness", "rpn.deltas") and not fpn:
-            each = 4 if role == "rpn.deltas" else 1
-            value = torch.cat([value[(s * RATIOS + r) * each :][:each] for r in range(RATIOS) for s in range(SIZES)])
+            rows = 4 if role == "rpn.deltas" else 1  # per anchor
+            value = torch.cat([value[(s * RATIOS + r) * rows :][:rows] for r in range(RATIOS) for s in range(SIZES)])
         blobs[_blob(role, parameter, norm, depth, fpn)] = value
     return blobs
 
 
 def detectron_imagenet(depth: int = 50, norm: str = "gn", scale: int = 1) -> dict[str, Tensor]:
-    """An ImageNet ResNet with its classifier: GN, "affine" (MSRA's), or "bn" (detectron2's copy of MSRA's, unfolded)."""
+    """Return an ImageNet ResNet with its classifier.
+
+    Args:
+        norm: "gn"; "affine", as in MSRA's files; or "bn", as in detectron2's copies of them, which
+            have BN not folded.
+    """
     layers = tensors(resnet(depth, norm, scale))
     blobs = {_blob(role, parameter, norm, depth, True): value for role, parameter, value in layers}
     return blobs | {
@@ -177,7 +202,7 @@ def detectron_imagenet(depth: int = 50, norm: str = "gn", scale: int = 1) -> dic
 
 
 def detectron_training(blobs: dict[str, Tensor], norm: str = "gn") -> dict[str, Tensor]:
-    """What a file of Detectron's has beside the parameters: momentum, and what it did not use of its ImageNet file."""
+    """Add what Detectron saves beside parameters: momentum, learning rate, unused ImageNet tensors."""
     unused = {"pred_w": torch.zeros(1000, 8), "pred_b": torch.zeros(1000)}
     if norm != "gn":
         zeros = torch.zeros(64)
@@ -194,9 +219,10 @@ def _blob(role: str, parameter: str, norm: str, depth: int, fpn: bool) -> str:
     suffix = {"weight": "w", "bias": "b"}.get(parameter) or {
         "gn": {"norm.weight": "gn_s", "norm.bias": "gn_b"},
         "affine": {"norm.weight": "bn_s", "norm.bias": "bn_b"},
-        "bn": {f"norm.{ours}": f"bn_{theirs}" for ours, theirs in zip(
-            ("weight", "bias", "running_mean", "running_var"), ("gamma", "beta", "running_mean", "running_var"), strict=True
-        )},
+        "bn": {
+            "norm.weight": "bn_gamma", "norm.bias": "bn_beta",
+            "norm.running_mean": "bn_running_mean", "norm.running_var": "bn_running_var",
+        },
     }[norm][parameter]  # fmt: skip
     return f"{_blob_layer(role, norm if '.' in parameter else '', norm, depth, fpn)}_{suffix}"
 
@@ -235,7 +261,13 @@ def mmdet_state(
     version: int, depth: int = 50, norm: str = "gn", head: str = "4conv1fc", classes: int = 80, masks: bool = True,
     scale: int = 1, paths: int = 1,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """A detector with FPN: of 1.x with the background first, or of 2.x with it last and without boxes and masks."""
+    """Return the state dict of a detector with FPN.
+
+    Args:
+        version: 1, where the background is the first class; or 2, where it is the last and has no
+            boxes and masks.
+        paths: 32 for a ResNeXt 32x4d.
+    """
     state = {}
     for role, parameter, value in tensors(detector(depth, True, norm, head, classes, masks, scale, paths)):
         if version == 1 and role == "box.cls":
@@ -253,7 +285,7 @@ def mmdet_state(
 
 
 def mmdet_backbone(depth: int = 50, norm: str = "gn", scale: int = 1) -> dict[str, Tensor]:
-    """One of the ImageNet files that mmdetection's configs start from."""
+    """Return an ImageNet ResNet from which mmdetection's configs start."""
     layers = tensors(resnet(depth, norm, scale))
     return {_mmdet_resnet(role, parameter, norm): value for role, parameter, value in layers}
 
@@ -294,24 +326,27 @@ def _mmdet(role: str, parameter: str) -> str:
 
 
 def torchvision_model(norm: str = "bn", depth: int = 50) -> nn.Module:
-    """torchvision's own ResNet; with GN it has timm's names."""
+    """Return a ResNet of torchvision. With GN its names are also timm's."""
     layer = partial(nn.GroupNorm, 32) if norm == "gn" else None
     return getattr(torchvision.models, f"resnet{depth}")(norm_layer=layer)
 
 
 def torchvision_resnet50() -> dict[str, Tensor]:
-    return _planted(torchvision_model())
+    return _numbered(torchvision_model())
 
 
 def timm_resnet50_gn() -> dict[str, Tensor]:
-    return _planted(torchvision_model("gn"))
+    return _numbered(torchvision_model("gn"))
 
 
 def group_norm_reproduce(depth: int = 50) -> dict[str, Tensor]:
-    """As GroupNorm-reproduce saves its models: from DataParallel."""
-    return {f"module.{name}": value for name, value in _planted(torchvision_model("gn", depth)).items()}
+    """Return the state dict of a ResNet of GroupNorm-reproduce, which saves models in DataParallel."""
+    return {f"module.{name}": value for name, value in _numbered(torchvision_model("gn", depth)).items()}
 
 
-def _planted(model: nn.Module) -> dict[str, Tensor]:
+def _numbered(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a model, with its values replaced by those of :func:`numbered_tensor`."""
     state = model.state_dict()
-    return {name: plant(i, value.shape) if value.dim() else value for i, (name, value) in enumerate(state.items())}
+    return {
+        name: numbered_tensor(i, value.shape) if value.dim() else value for i, (name, value) in enumerate(state.items())
+    }

@@ -1,16 +1,16 @@
-"""A terminal that remembers what it shows."""
+"""Stand-in for a terminal."""
 
 import io
 
 
 class Terminal(io.StringIO):
-    """A terminal of so many columns that remembers what it was sent."""
+    """Stream that claims to be a terminal and records what is written to it."""
 
     def isatty(self) -> bool:
         return True
 
     def screen(self) -> list[str]:
-        """What a person sees: each line with its carriage returns done."""
+        """Return the visible lines: text after a carriage return overwrites the line."""
         lines = []
         for text in self.getvalue().split("\n"):
             line = ""

@@ -1,7 +1,7 @@
 """Two processes with one image each train a GN model to the same weights as one process with both images.
 
-That is the paper's point: GN does not see the batch. For the comparison to be exact, every image must count the same:
-each has two objects, all anchors and proposals are sampled, and only the objects themselves are foreground.
+GN does not depend on the batch. For an exact comparison, each image must have the same weight in the loss: each has two
+objects, all anchors and proposals are sampled, and only the objects themselves are foreground.
 """
 
 import json
@@ -85,9 +85,9 @@ def test_two_processes_differ_from_one_with_bn(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_parts_of_a_batch_on_two_processes_equal_the_whole_on_one(data, tmp_path):
+def test_gradient_accumulation_on_two_processes_equals_whole_batch_on_one(data, tmp_path):
     batch = ("SOLVER.IMS_PER_BATCH", 4)
     one = train(data, tmp_path / "one", "GN", *batch, processes=1)
-    switches = ("TRAIN.ACCUMULATE", 2, "TRAIN.CHECKPOINT_ACTIVATIONS", True, "TRAIN.CHANNELS_LAST", True)
-    two = train(data, tmp_path / "two", "GN", *batch, *switches, processes=2)
+    options = ("TRAIN.ACCUMULATE", 2, "TRAIN.CHECKPOINT_ACTIVATIONS", True, "TRAIN.CHANNELS_LAST", True)
+    two = train(data, tmp_path / "two", "GN", *batch, *options, processes=2)
     assert difference(one, two) < 1e-5

@@ -1,4 +1,4 @@
-"""The tools as a user runs them: own data, wrong arguments, resuming, evaluating."""
+"""Runs from the command line: your own data, wrong arguments, resuming, evaluating."""
 
 import json
 import shutil
@@ -30,33 +30,33 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> tuple[Path, str]:
-    """OUTPUT_DIR of a short run on one's own data, and what it said."""
+    """OUTPUT_DIR of a short run on the data, and what the run printed."""
     output = tmp_path_factory.mktemp("run") / "out"
     done = run_tool("--config", "quickstart_R18_FPN_gn_scratch", *own_data(data), *SHORT, "OUTPUT_DIR", output)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return output, done.stdout
 
 
-def test_own_data_by_one_command(trained):
-    output, said = trained
+def test_training_on_own_data_writes_all_results(trained):
+    output, printed = trained
     (record,) = (json.loads(path.read_text()) for path in (output / "records").iterdir())
     assert record["dataset"] == "own_shapes_val" and record["iteration"] == 4 and record["seed"] == 5
     assert {"AP-circle", "AP-triangle", "AP", "AR100"} <= record["box"].keys()
     assert record["changed"]["SOLVER.MAX_ITER"] == 4 and "SEED" not in record["changed"]
     for name in ("model_final.pth", "report.html", "config.yaml", "metrics.json", "log.txt", "records"):
-        assert (output / name).exists() and str(output / name) in said
+        assert (output / name).exists() and str(output / name) in printed
     assert len(list((output / "pictures" / "own_shapes_val").glob("*.png"))) == 3
-    assert "3 images" in (output / "report.html").read_text() and "No report" not in said
+    assert "3 images" in (output / "report.html").read_text() and "No report" not in printed
     assert read_datasets(output).keys() == {"own_shapes_train", "own_shapes_val"}
-    assert said.count("No GPU here") == 1
+    assert printed.count("No GPU found") == 1
 
 
-def test_checkpoint_remembers_its_class_names(trained):
+def test_checkpoint_contains_class_names(trained):
     checkpoint = torch.load(trained[0] / "model_final.pth", weights_only=True)
     assert checkpoint["classes"]["names"] == list(shapes.CLASSES)
 
 
-def test_evaluating_a_checkpoint_gives_the_same_ap(trained, data, tmp_path):
+def test_evaluation_of_a_checkpoint_gives_the_same_ap(trained, data, tmp_path):
     output, _ = trained
     arguments = ["--config", output / "config.yaml", *own_data(data)[4:], "--eval-only", "OUTPUT_DIR", tmp_path]
     done = run_tool(*arguments, "MODEL.WEIGHTS", output / "model_final.pth")
@@ -66,7 +66,7 @@ def test_evaluating_a_checkpoint_gives_the_same_ap(trained, data, tmp_path):
     assert second["config"] == "quickstart_R18_FPN_gn_scratch"
 
 
-def test_evaluating_on_other_classes_is_refused(trained, data, tmp_path):
+def test_evaluation_on_other_classes_is_refused(trained, data, tmp_path):
     other = json.loads((data / "val.json").read_text())
     other["categories"][0]["name"] = "disc"
     (tmp_path / "other.json").write_text(json.dumps(other))
@@ -77,13 +77,13 @@ def test_evaluating_on_other_classes_is_refused(trained, data, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_resume_goes_on_and_without_it_nothing_is_overwritten(trained, data, tmp_path):
+def test_run_is_continued_with_resume_and_never_overwritten(trained, data, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(trained[0], output)
     arguments = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(data), *SHORT, "OUTPUT_DIR", output]
     before = (output / "model_final.pth").read_bytes()
     done = run_tool(*arguments)
-    assert done.returncode == 2 and "holds a run already: continue it with --resume" in done.stderr
+    assert done.returncode == 2 and "already contains a run: continue it with --resume" in done.stderr
     assert (output / "model_final.pth").read_bytes() == before
     done = run_tool("--resume", *arguments, "SOLVER.MAX_ITER", 6)
     assert done.returncode == 0 and "Starting training from iteration 4" in done.stdout
@@ -91,40 +91,46 @@ def test_resume_goes_on_and_without_it_nothing_is_overwritten(trained, data, tmp
     assert (output / "records" / "quickstart_R18_FPN_gn_scratch-own_shapes_val-0000006.json").is_file()
 
 
-def test_resume_where_nothing_is_says_so(data, tmp_path):
+def test_resume_without_a_checkpoint_starts_from_scratch(data, tmp_path):
     arguments = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(data)[:4], *SHORT, "SOLVER.MAX_ITER", 1]
     done = run_tool("--resume", *arguments, "OUTPUT_DIR", tmp_path / "out")
     assert done.returncode == 0 and "holds no checkpoint, so training begins from scratch" in done.stdout
-    assert "no evaluation, as no --val-json is given" in done.stdout
+    assert "test data none, because --val-json is not given" in done.stdout
 
 
 MISTAKES = {
-    "no config": ([], "Name a config"),
+    "no config": ([], "No config is given"),
     "unknown config": (["--config", "quickstart_R18_FPN_gn_scrach"], "did you mean quickstart_R18_FPN_gn_scratch"),
     "unknown key": (["SOLVER.BASE_LRR", "1"], "did you mean 'SOLVER.BASE_LR'"),
     "unknown norm": (["MODEL.FPN.NORM", "gn"], "did you mean 'GN'"),
-    "unknown device": (["MODEL.DEVICE", "gpu"], "which is no device"),
-    "GPU asked for where none is": (["MODEL.DEVICE", "cuda"], "finds no GPU here"),
-    "float16 without a GPU": (["SOLVER.AMP.ENABLED", "True", "TRAIN.AMP_DTYPE", "float16"], "trains on GPUs only"),
-    "parts that a process cannot make": (["--num-gpus", "4", "TRAIN.ACCUMULATE", "2"], "does not divide the 1 images"),
+    "unknown device": (["MODEL.DEVICE", "gpu"], "it must be cpu, cuda, or cuda:N"),
+    "GPU on a machine without one": (["MODEL.DEVICE", "cuda"], "finds no GPU here"),
+    "float16 without a GPU": (
+        ["SOLVER.AMP.ENABLED", "True", "TRAIN.AMP_DTYPE", "float16"],
+        "float16, which needs a GPU",
+    ),
+    "parts that do not divide the images of a process": (
+        ["--num-gpus", "4", "TRAIN.ACCUMULATE", "2"],
+        "does not divide the 1 images per process",
+    ),
     "unknown data set": (["DATASETS.TRAIN", "('shape_train',)"], "did you mean 'shapes_train'"),
-    "COCO not there": (
+    "missing COCO": (
         ["DATASETS.TRAIN", "('coco_2017_train',)", "MODEL.ROI_HEADS.NUM_CLASSES", "80", "DATASETS.TEST", "()"],
         "set DETECTRON2_DATASETS",
     ),
-    "classes unlike the data's": (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "has 3 classes: set it to 3"),
+    "wrong number of classes": (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "has 3 classes: set it to 3"),
     "json without images": (["--train-json", "x.json"], "--train-json and --train-images go together"),
-    "missing json": (["--train-json", "x.json", "--train-images", "."], "annotation file x.json is not there"),
+    "missing json": (["--train-json", "x.json", "--train-images", "."], "annotation file x.json does not exist"),
     "evaluation without weights": (["--eval-only"], "--eval-only needs weights"),
-    "output that cannot be made": (["OUTPUT_DIR", "/proc/nowhere/out"], "cannot be made"),
+    "output folder that cannot be created": (["OUTPUT_DIR", "/proc/nowhere/out"], "cannot be created"),
     "negative learning rate": (["SOLVER.BASE_LR", "-1.0"], "must be above 0"),
-    "batch that processes cannot share": (["--num-gpus", "3", "SEED", "1"], "take a multiple of 3"),
+    "batch that processes cannot share": (["--num-gpus", "3", "SEED", "1"], "use a multiple of 3"),
     "no processes": (["--num-gpus", "0"], "--num-gpus is 0"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_sentence(name, monkeypatch, tmp_path):
+def test_mistake_is_reported_in_one_sentence(name, monkeypatch, tmp_path):
     words, sentence = MISTAKES[name]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -138,7 +144,7 @@ def test_a_mistake_is_one_sentence(name, monkeypatch, tmp_path):
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_a_mistake_from_the_shell_has_exit_code_2_and_no_traceback(tmp_path):
+def test_mistake_in_a_tool_gives_exit_code_2_and_no_traceback(tmp_path):
     for arguments in (
         ["--config", "nowhere"],
         ["--num-gpus", 2, "--config", "quickstart_R18_FPN_gn_scratch", "A.B", 1],
@@ -148,7 +154,7 @@ def test_a_mistake_from_the_shell_has_exit_code_2_and_no_traceback(tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_train_and_val_with_other_classes_are_refused(data, tmp_path):
+def test_training_and_validation_data_with_different_classes_are_refused(data, tmp_path):
     other = json.loads((data / "val.json").read_text())
     other["categories"].reverse()
     for number, category in enumerate(other["categories"], start=1):
@@ -178,7 +184,7 @@ def test_classes_and_mask_format_follow_the_data(data, tmp_path, flag):
     assert MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes[-1] == "blob"
 
 
-def test_given_detections_are_evaluated_from_the_shell(data, tmp_path):
+def test_evaluate_detections_tool(data, tmp_path):
     truth = json.loads((data / "val.json").read_text())
     keys = ("image_id", "category_id", "bbox")
     rows = [{**{key: a[key] for key in keys}, "score": 0.5} for a in truth["annotations"]]

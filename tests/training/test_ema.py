@@ -1,3 +1,5 @@
+"""EMA of the weights, compared with its closed form."""
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,7 @@ from gn_det.training.ema import EMA
 
 
 def trained(decay: float, steps: int) -> tuple[EMA, list[dict]]:
-    """A float64 batch norm whose state is random after each step, and all these states."""
+    """Return an EMA of a float64 batch norm whose state is set at random in each step, and these states."""
     model = nn.BatchNorm1d(3).double()
     model.bias.requires_grad_(False)
     hook, states = EMA(model, decay), []
@@ -32,20 +34,20 @@ def closed_form(values: list[torch.Tensor], decay: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("decay", [0.3, 0.999])
 @pytest.mark.parametrize("name", ["weight", "running_mean", "running_var"])
-def test_weights_and_batch_norms_statistics_are_the_closed_form(decay, name):
+def test_average_of_weights_and_batch_norm_statistics_matches_closed_form(decay, name):
     hook, states = trained(decay, 40)
     expected = closed_form([state[name] for state in states], decay)
     assert torch.allclose(hook.averaged.state_dict()[name], expected, rtol=1e-13, atol=0)
 
 
-def test_what_is_constant_or_counts_is_as_in_the_model():
+def test_frozen_parameters_and_counts_equal_those_of_the_model():
     hook, states = trained(0.999, 5)
     assert hook.averaged.state_dict()["num_batches_tracked"] == states[-1]["num_batches_tracked"] == 47
     assert torch.equal(hook.averaged.bias, states[-1]["bias"])
     assert not any(parameter.requires_grad for parameter in hook.averaged.parameters())
 
 
-def test_it_goes_on_where_its_state_was_saved():
+def test_average_continues_from_saved_state():
     hook, states = trained(0.999, 4)
     other, _ = trained(0.999, 1)
     other.averaged.load_state_dict(hook.averaged.state_dict())

@@ -1,3 +1,5 @@
+"""Progress bar on a stand-in for a terminal."""
+
 import contextlib
 import io
 import logging
@@ -19,7 +21,7 @@ def terminal(monkeypatch):
 
 @pytest.fixture
 def log(terminal):
-    """A logger that writes to the terminal and to a file, as detectron2's do; its file."""
+    """detectron2's logger, with handlers for the terminal and for a file; and that file."""
     printer, file = CommonMetricPrinter(30).logger, io.StringIO()
     logger = logging.getLogger(printer.name.rsplit(".utils", 1)[0])
     handlers = [logging.StreamHandler(terminal), logging.StreamHandler(file)]
@@ -31,7 +33,7 @@ def log(terminal):
 
 
 def train(terminal: Terminal, max_iter: int, iterations: range, after=lambda iteration, bar: None) -> None:
-    """As detectron2's trainer with its hooks: after a step the evaluation, then the writers."""
+    """Call the bar like detectron2's trainer: after each iteration the evaluation (``after``), then the writers."""
     bar = ProgressBar(max_iter, images_per_iteration=4)
     with contextlib.redirect_stdout(terminal), EventStorage(iterations.start) as storage:
         for iteration in iterations:
@@ -45,7 +47,7 @@ def train(terminal: Terminal, max_iter: int, iterations: range, after=lambda ite
         bar.close()
 
 
-def test_the_bar_has_the_numbers_and_stays_at_the_end(terminal):
+def test_bar_shows_all_values_and_stays_after_training(terminal):
     train(terminal, 30, range(30))
     *above, last = [line for line in terminal.screen() if line]
     assert not above and last.startswith("30/30 |")
@@ -54,7 +56,7 @@ def test_the_bar_has_the_numbers_and_stays_at_the_end(terminal):
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120, 200])
-def test_it_fits_and_leaves_out_the_least_important(terminal, monkeypatch, columns):
+def test_bar_fits_the_width_and_leaves_out_the_least_important_values(terminal, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     train(terminal, 90000, range(29, 31))
     lines = [line for text in terminal.getvalue().split("\n") for line in text.split("\r")]
@@ -64,33 +66,33 @@ def test_it_fits_and_leaves_out_the_least_important(terminal, monkeypatch, colum
     assert ("lr 0.02" in last) == (columns >= 80) and ("box_reg 0.500" in last) == (columns >= 120)
 
 
-def test_log_lines_stand_above_the_bar_and_are_whole(terminal, log):
+def test_log_lines_appear_complete_above_the_bar(terminal, log):
     logger, file = log
     train(terminal, 30, range(30), lambda iteration, bar: logger.info(f"a message at {iteration}"))
     lines = [line for line in terminal.screen() if line]
     assert lines[:-1] == [f"a message at {iteration}" for iteration in range(30)] and lines[-1].startswith("30/30")
     assert file.getvalue().splitlines() == lines[:-1]
-    logger.info("after it")
-    assert terminal.screen()[-2] == "after it"
+    logger.info("after the bar")
+    assert terminal.screen()[-2] == "after the bar"
 
 
-def test_detectron2s_lines_go_to_the_file_only(terminal, log):
+def test_metric_lines_of_detectron2_only_go_to_the_file(terminal, log):
     logger, file = log
     printer = CommonMetricPrinter(30)
     train(terminal, 30, range(30), lambda iteration, bar: iteration % 10 == 9 and printer.write())
     assert file.getvalue().count("total_loss: 2.5") == 3 and "total_loss" not in terminal.getvalue()
-    printer.logger.info("said when the bar is gone")
-    assert "said when the bar is gone" in terminal.getvalue()
+    printer.logger.info("a line after the bar")
+    assert "a line after the bar" in terminal.getvalue()
 
 
-def test_it_makes_room_for_an_evaluation_and_comes_back(terminal, log):
+def test_hidden_bar_returns_after_an_evaluation(terminal, log):
     logger, file = log
     printer = CommonMetricPrinter(30)
 
     def evaluate(iteration, bar):
         if iteration == 19:
             bar.hide()
-            print("Evaluate annotation type *bbox*")  # as pycocotools does
+            print("Evaluate annotation type *bbox*")  # pycocotools prints this
             logger.info("AP is 3")
             printer.write()
 
@@ -100,13 +102,13 @@ def test_it_makes_room_for_an_evaluation_and_comes_back(terminal, log):
     assert "total_loss" in file.getvalue()
 
 
-def test_a_run_that_goes_on_or_stops_early(terminal):
+def test_bar_of_a_resumed_run_that_stops_early(terminal):
     train(terminal, 30, range(10, 12))
     (line,) = [line for line in terminal.screen() if line]
     assert line.startswith("12/30")
 
 
-def test_a_bar_is_for_people_only(terminal, monkeypatch):
+def test_bar_is_only_for_terminals_outside_of_ci(terminal, monkeypatch):
     with contextlib.redirect_stdout(terminal):
         assert on_terminal()
         for name, value in (("CI", "true"), ("TERM", "dumb")):
@@ -117,7 +119,7 @@ def test_a_bar_is_for_people_only(terminal, monkeypatch):
         assert not on_terminal()
 
 
-def test_a_container_whose_terminal_says_0_lines(terminal, monkeypatch):
-    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda stream: (-1, -1))  # tqdm's reading of 0
+def test_bar_is_shown_if_the_terminal_of_a_container_reports_0_lines(terminal, monkeypatch):
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda stream: (-1, -1))  # what tqdm makes of 0 lines
     train(terminal, 30, range(30))
     assert "\r1/30 |" in terminal.getvalue()

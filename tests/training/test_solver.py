@@ -1,4 +1,4 @@
-"""No weight decay on any norm, and Detectron's recipe for biases."""
+"""Optimizer: no weight decay on norms, and Detectron's learning rates and weight decay of biases."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ LR, DECAY = 0.02, 1e-4
 
 
 class FusedGroupNorm(nn.Module):
-    """GN as one operation with what follows it: a class that detectron2 has never heard of."""
+    """GN and ReLU as one operation: a class that detectron2 does not know."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -49,7 +49,7 @@ def make_cfg(*opts) -> CfgNode:
 
 
 def recipe(*opts) -> CfgNode:
-    """Detectron's, as shipped."""
+    """Return the shipped config of Detectron's recipe."""
     cfg = get_cfg()
     cfg.merge_from_file(str(config_dir() / "Base-Detectron.yaml"), allow_unsafe=False)
     cfg.merge_from_list(["SOLVER.BASE_LR", LR, *opts])
@@ -62,7 +62,7 @@ def make_model(norm) -> nn.ModuleDict:
 
 
 def settings(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Parameter name -> (learning rate, weight decay). Each parameter stands in one group at most."""
+    """Return (learning rate, weight decay) by parameter name, and check that no parameter is in two groups."""
     names = {p: name for name, p in model.named_parameters()}
     found = [(names[p], g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]]
     assert max(Counter(name for name, *_ in found).values()) == 1
@@ -70,14 +70,14 @@ def settings(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, tu
 
 
 @pytest.mark.parametrize("norm", FOREIGN)
-def test_detectron2s_own_optimizer_decays_norms_that_it_does_not_list(norm):
-    """Why there is a solver.py."""
+def test_stock_optimizer_decays_norms_that_it_does_not_know(norm):
+    """The reason for gn_det's own build_optimizer."""
     model = make_model(FOREIGN[norm])
     found = settings(detectron2_build_optimizer(make_cfg(), model), model)
     assert found["norm.weight"] == found["norm.bias"] == (LR, DECAY)
 
 
-def test_detectron2s_own_optimizer_decays_every_shift_once_biases_have_a_decay_of_their_own():
+def test_stock_optimizer_decays_shifts_of_norms_if_weight_decay_bias_is_set():
     model = make_model(NORMS["GN"])
     found = settings(detectron2_build_optimizer(make_cfg("SOLVER.WEIGHT_DECAY_BIAS", 5e-5), model), model)
     assert found["norm.weight"] == (LR, 0)
@@ -97,7 +97,7 @@ def test_no_norm_decays(norm):
 
 
 @pytest.mark.parametrize("norm", ALL)
-def test_no_norm_decays_where_biases_have_a_decay_of_their_own(norm):
+def test_no_norm_decays_if_weight_decay_bias_is_set(norm):
     model = make_model(ALL[norm])
     assert settings(build_optimizer(make_cfg("SOLVER.WEIGHT_DECAY_BIAS", 5e-5), model), model) == {
         "conv.weight": (LR, DECAY),
@@ -109,7 +109,7 @@ def test_no_norm_decays_where_biases_have_a_decay_of_their_own(norm):
 
 
 @pytest.mark.parametrize("norm", ALL)
-def test_detectrons_recipe(norm):
+def test_recipe_of_detectron(norm):
     model = make_model(ALL[norm])
     assert settings(build_optimizer(recipe(), model), model) == {
         "conv.weight": (LR, DECAY),
@@ -121,7 +121,7 @@ def test_detectrons_recipe(norm):
 
 
 @pytest.mark.parametrize("norm", ALL)
-def test_weight_decay_norm_is_followed_where_it_is_set(norm):
+def test_weight_decay_norm_is_applied_to_norms(norm):
     model = make_model(ALL[norm])
     found = settings(build_optimizer(recipe("SOLVER.WEIGHT_DECAY_NORM", 3e-5), model), model)
     assert (found["norm.weight"], found["norm.bias"]) == ((LR, 3e-5), (2 * LR, 3e-5))
@@ -137,19 +137,19 @@ def test_frozen_parameters_are_left_out(norm):
     assert set(found) == {"norm.weight", "last.weight", "last.bias"}
 
 
-def test_frozen_bn_has_nothing_to_learn():
+def test_frozen_bn_has_no_trained_parameters():
     model = make_model(named_norm("FrozenBN"))
     assert set(settings(build_optimizer(recipe(), model), model)) == {"conv.weight", "last.weight", "last.bias"}
 
 
-def test_shared_norms_are_learned_once():
+def test_shared_norms_are_in_one_group():
     model = make_model(FusedGroupNorm)
     model["again"] = model["norm"]
     assert len(settings(build_optimizer(make_cfg(), model), model)) == 5
 
 
 @pytest.mark.parametrize("kind", ["value", "norm"])
-def test_gradient_clipping_stays(kind):
+def test_gradient_clipping_still_works(kind):
     opts = ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind]
     model = make_model(FusedGroupNorm)
     optimizer = build_optimizer(make_cfg(*opts, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1e-3), model)
@@ -163,8 +163,8 @@ def test_gradient_clipping_stays(kind):
 
 
 @pytest.mark.parametrize("norm", ALL)
-def test_a_step_without_gradient_moves_convolutions_alone(norm):
-    """Weight decay as it acts, not as it is written down."""
+def test_step_with_zero_gradients_changes_only_decayed_weights(norm):
+    """Checks the effect of weight decay, not the settings of the optimizer."""
     model = make_model(ALL[norm])
     with torch.no_grad():
         for p in model.parameters():
@@ -176,8 +176,8 @@ def test_a_step_without_gradient_moves_convolutions_alone(norm):
         torch.testing.assert_close(p.detach(), torch.full_like(p, value), rtol=0, atol=1e-8)
 
 
-def test_without_a_decay_of_their_own_norms_decay_as_the_rest():
-    """SOLVER.WEIGHT_DECAY_NORM None, which detectron2 has too."""
+def test_norms_decay_like_other_parameters_if_weight_decay_norm_is_none():
+    """detectron2 allows SOLVER.WEIGHT_DECAY_NORM None too."""
     model = make_model(NORMS["GN"])
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -186,7 +186,7 @@ def test_without_a_decay_of_their_own_norms_decay_as_the_rest():
     optimizer.step()
 
 
-def test_the_schedule_keeps_each_groups_share():
+def test_schedule_scales_the_learning_rates_of_all_groups():
     model = make_model(FusedGroupNorm)
     cfg = recipe("SOLVER.STEPS", (1,), "SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 0)
     optimizer = build_optimizer(cfg, model)
@@ -200,8 +200,8 @@ def test_the_schedule_keeps_each_groups_share():
     assert found["conv.weight"] == (LR / 10, DECAY)
 
 
-def test_a_whole_model(tiny_cfg):
-    """Every parameter of the shipped GN model in one group, with the recipe of its kind."""
+def test_parameters_of_a_whole_model_get_the_settings_of_their_kind(tiny_cfg):
+    """Each trained parameter of the shipped GN model is in exactly one group."""
     cfg = tiny_cfg("mask_rcnn_R50_FPN_gn", "MODEL.DEVICE", "meta", "MODEL.BACKBONE.FREEZE_AT", 2)
     with torch.device("meta"):
         model = build_model(cfg)

@@ -1,4 +1,4 @@
-"""A step on a model whose loss is a mean over images, so that parts of a batch have to add up to the whole."""
+"""Training step on a model whose loss is a mean over images, so that the parts of a batch must add up to the whole batch."""
 
 import contextlib
 import itertools
@@ -20,13 +20,19 @@ RATE = 0.1
 
 
 class Linear(nn.Module):
-    """Losses (w x - y)^2 / 2 and 3 (w x), each a mean over the images. It notes what it was given and in which type."""
+    """Model with the losses (w x - y)^2 / 2 and 3 (w x), each a mean over the images.
+
+    Attributes:
+        given: number of images of each call.
+        types: data types of the outputs.
+        synced: for each backward pass, whether DDP would have exchanged the gradient.
+    """
 
     def __init__(self):
         super().__init__()
         self.w = nn.Parameter(torch.tensor([[1.0, -2.0]], dtype=torch.float64))
         self.given, self.types, self.waits = [], set(), False
-        self.synced = []  # whether the gradient of each part was exchanged, as DDP's would be
+        self.synced = []
         self.w.register_hook(lambda _: self.synced.append(not self.waits))
 
     def forward(self, images):
@@ -38,6 +44,8 @@ class Linear(nn.Module):
 
 
 class Synced(Linear):
+    """Linear with the method ``no_sync`` of DDP."""
+
     @contextlib.contextmanager
     def no_sync(self):
         self.waits = True
@@ -55,7 +63,7 @@ def make(model=None, kind=TrainStep, momentum=0.0, **options):
 
 
 def closed_form(steps: int = 3) -> tuple[torch.Tensor, list[float]]:
-    """w after the steps, and loss_a before each."""
+    """Return w after the steps, and loss_a before each step."""
     w, losses = torch.tensor([1.0, -2.0], dtype=torch.float64), []
     for x, y in zip(X[:steps], Y[:steps], strict=True):
         losses.append((x @ w - y).square().mean().item() / 2)
@@ -64,7 +72,7 @@ def closed_form(steps: int = 3) -> tuple[torch.Tensor, list[float]]:
 
 
 @pytest.mark.parametrize("parts,sizes", [(1, [8]), (2, [4, 4]), (4, [2, 2, 2, 2]), (3, [3, 3, 2])])
-def test_parts_make_the_step_of_the_whole(parts, sizes):
+def test_step_in_parts_equals_step_with_the_whole_batch(parts, sizes):
     step = make(parts=parts)
     step.train(0, 3)
     w, losses = closed_form()
@@ -73,21 +81,21 @@ def test_parts_make_the_step_of_the_whole(parts, sizes):
     assert logged == pytest.approx(losses, rel=1e-12)
 
 
-def test_without_switches_it_is_detectron2s():
-    ours, theirs = make(momentum=0.9), make(kind=SimpleTrainer, momentum=0.9)
-    for step in (ours, theirs):
-        step.train(0, 3)
-    assert torch.equal(ours.model.w, theirs.model.w)
-    assert ours.storage.history("total_loss").values() == theirs.storage.history("total_loss").values()
+def test_step_without_options_equals_step_of_simple_trainer():
+    step, stock = make(momentum=0.9), make(kind=SimpleTrainer, momentum=0.9)
+    for trainer in (step, stock):
+        trainer.train(0, 3)
+    assert torch.equal(step.model.w, stock.model.w)
+    assert step.storage.history("total_loss").values() == stock.storage.history("total_loss").values()
 
 
-def test_gradients_are_exchanged_with_the_last_part_only():
+def test_gradients_are_exchanged_only_with_the_last_part():
     step = make(Synced(), parts=4)
     step.train(0, 2)
     assert step.model.synced == 2 * [False, False, False, True]
 
 
-def test_a_loss_that_is_not_finite_ends_it_before_the_step():
+def test_infinite_loss_raises_before_the_optimizer_step():
     step = make(parts=2)
     rows = next(batches())
     rows[6][0].fill_(torch.inf)
@@ -110,7 +118,7 @@ def test_mixed_precision_on_a_cpu(parts):
 
 
 class Steep(nn.Module):
-    """A loss of ``factor`` w, through a matrix product; in float16 a gradient below 6e-8 would be 0."""
+    """Model with the loss ``factor`` w, as a matrix product. In float16, a gradient below 6e-8 would become 0."""
 
     def __init__(self, factor: float):
         super().__init__()
@@ -129,13 +137,13 @@ def test_float16_keeps_small_gradients():
     assert step.model.w.grad.item() == pytest.approx(1e-8, rel=1e-2)
 
 
-def test_float16_takes_no_step_on_gradients_that_overflow():
+def test_float16_skips_the_step_if_gradients_overflow():
     step = make(Steep(1e4), dtype=torch.float16)
     step.train(0, 1)
     assert step.model.w.item() == 1 and step.state_dict()["grad_scaler"]["scale"] == 2.0**15
 
 
-def test_any_precision_resumes_from_any():
+def test_each_precision_resumes_from_each_other():
     states = {}
     for dtype in (None, torch.bfloat16, torch.float16):
         step = make(Steep(1e4), dtype=dtype, momentum=0.9)
@@ -150,7 +158,7 @@ def test_any_precision_resumes_from_any():
         assert scale == (None if dtype is not torch.float16 else state.get("grad_scaler", {}).get("scale", 2.0**16))
 
 
-def test_the_step_of_a_config(monkeypatch):
+def test_build_train_step_follows_the_config(monkeypatch):
     def build(*opts):
         cfg = load_config("quickstart_R18_FPN_gn_scratch", [str(word) for word in opts])
         return build_train_step(cfg, model := Linear(), batches(), torch.optim.SGD(model.parameters(), RATE))
@@ -161,6 +169,6 @@ def test_the_step_of_a_config(monkeypatch):
     assert step.model.given == [4, 4] and torch.allclose(step.model.w[0], closed_form(1)[0])
     assert (step._device, step._dtype) == ("cpu", torch.bfloat16) and build()._dtype is None
     for supported in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, it=supported: it)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, value=supported: value)
         with contextlib.nullcontext() if supported else pytest.raises(GNDetError, match="AMP_DTYPE to float16"):
             build("MODEL.DEVICE", "cuda:0", "SOLVER.AMP.ENABLED", True)

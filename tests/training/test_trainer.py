@@ -1,4 +1,4 @@
-"""The trainer with its switches, on a model of a few numbers: what is averaged, kept, stopped, and what a resume knows."""
+"""Trainer on a tiny model: EMA, best weights, early stop, resuming, and other training options."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ from gn_det.config.files import load_config
 from gn_det.data import shapes
 from gn_det.evaluation.records import write_record
 from gn_det.training.hooks import BestCheckpoint, EarlyStop
-from gn_det.training.trainer import Trainer
+from gn_det.training.trainer import Trainer, _trained_iterations
 from helpers.terminal import Terminal
 from helpers.tools import own_data, run_tool
 
@@ -26,7 +26,7 @@ X = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]], dtype=torch.float64)
 
 
 class Model(nn.Module):
-    """A frozen layer, batch norm with its buffers, a trained layer; in float64."""
+    """A frozen layer, batch norm with its buffers, and a trained layer, in float64."""
 
     def __init__(self):
         super().__init__()
@@ -39,9 +39,15 @@ class Model(nn.Module):
 
 
 class Tiny(Trainer):
-    """Each evaluation takes the next of the values, and leaves a record as gn_det's does."""
+    """Trainer whose evaluations return given values and write a record, as those of gn_det do.
 
-    values: dict[int, float] = {}  # by the number of iterations trained
+    Attributes:
+        values: value of the metric by the number of trained iterations; "fails" lets the evaluation raise.
+        evaluated: (number of trained iterations, state dict) of each evaluation.
+        raw: state dict of the trained model after each iteration.
+    """
+
+    values: dict[int, float] = {}
     evaluated: list[tuple[int, dict]] = []
     raw: list[dict] = []
 
@@ -58,14 +64,12 @@ class Tiny(Trainer):
         return []
 
     def after_step(self):
-        self.raw.append({name: value.clone() for name, value in self._bare_model.state_dict().items()})
+        self.raw.append({name: value.clone() for name, value in self._unwrapped_model.state_dict().items()})
         super().after_step()
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        from gn_det.training.trainer import _iteration
-
-        iteration = _iteration(cfg)
+        iteration = _trained_iterations(cfg)
         value = cls.values.get(iteration, 0.0)
         cls.evaluated.append((iteration, {k: v.clone() for k, v in model.state_dict().items()}))
         if value == "fails":
@@ -77,7 +81,7 @@ class Tiny(Trainer):
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """(overrides, values by iteration, resume) -> a trainer in the same OUTPUT_DIR, loaded and ready."""
+    """Function of (overrides, values by iteration, resume): returns a trainer that is ready to train."""
     DatasetCatalog.register("tiny", lambda: ROWS)
     MetadataCatalog.get("tiny").set(thing_classes=["thing"])
 
@@ -109,7 +113,7 @@ def same(a: dict, b: dict) -> bool:
 EMA = ("TRAIN.EMA.ENABLED", True)
 
 
-def test_checkpoints_hold_the_average_and_beside_it_what_is_trained(make, tmp_path):
+def test_checkpoints_contain_averaged_and_trained_weights(make, tmp_path):
     make(*EMA, "TRAIN.EMA.DECAY", 0.5).train()
     checkpoint = load(tmp_path / "out/model_final.pth")
     weights = [state["last.weight"] for state in Tiny.raw]
@@ -123,7 +127,7 @@ def test_checkpoints_hold_the_average_and_beside_it_what_is_trained(make, tmp_pa
     assert checkpoint["model"].keys() == Model().state_dict().keys()
 
 
-def test_evaluations_see_the_average_and_do_not_touch_what_is_trained(make, tmp_path):
+def test_evaluations_use_the_average_and_do_not_change_the_trained_weights(make, tmp_path):
     make().train()
     plain = Tiny.raw
     make(*EMA, folder="ema").train()
@@ -134,7 +138,7 @@ def test_evaluations_see_the_average_and_do_not_touch_what_is_trained(make, tmp_
 
 
 class PerImage(Tiny):
-    """A model whose loss is a mean over images, and four of them an iteration."""
+    """Trainer of a model whose loss is a mean over images, with four images per iteration."""
 
     @classmethod
     def build_model(cls, cfg):
@@ -148,7 +152,7 @@ class PerImage(Tiny):
         return itertools.repeat(torch.cat([X, 2 * X[:1]]))
 
 
-def test_a_batch_in_parts_is_the_same_training(make):
+def test_training_with_gradient_accumulation_is_the_same(make):
     finals = []
     for parts in (1, 2, 4):
         make(*EMA, "TRAIN.ACCUMULATE", parts, folder=f"{parts} parts", kind=PerImage).train()
@@ -167,9 +171,9 @@ class Convolution(Tiny):
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_the_model_and_its_average_run_as_switched(make, on):
+def test_channels_last_applies_to_the_model_and_its_average(make, on):
     trainer = make(*EMA, "TRAIN.CHANNELS_LAST", on, kind=Convolution)
-    for model in (trainer._bare_model, trainer._ema.averaged):
+    for model in (trainer._unwrapped_model, trainer._ema.averaged):
         assert model.backbone.weight.is_contiguous(memory_format=torch.channels_last) is on
         assert len(model.backbone._forward_pre_hooks) == on
 
@@ -178,60 +182,63 @@ AMP = ("SOLVER.AMP.ENABLED", True)
 
 
 @pytest.mark.parametrize("before,after", [((), AMP), (AMP, ())])
-def test_mixed_precision_switched_on_or_off_at_a_resume(make, before, after):
+def test_mixed_precision_can_be_turned_on_or_off_when_resuming(make, before, after):
     make(*before).train()
     trained = Tiny.raw[-1]
     resumed = make(*after, "SOLVER.MAX_ITER", 8, resume=True)
-    assert same(resumed._bare_model.state_dict(), trained)
+    assert same(resumed._unwrapped_model.state_dict(), trained)
     resumed.train()
     assert len(Tiny.raw) == 2 and not same(Tiny.raw[-1], trained)
 
 
-def test_a_failing_evaluation_leaves_what_is_trained(make):
+def test_failing_evaluation_does_not_change_the_trained_weights(make):
     trainer = make(*EMA, values={4: "fails"})
     with pytest.raises(RuntimeError, match="evaluation fails"):
         trainer.train()
-    assert same(trainer._bare_model.state_dict(), Tiny.raw[3])
+    assert same(trainer._unwrapped_model.state_dict(), Tiny.raw[3])
 
 
-@pytest.mark.parametrize("switches", [(), EMA])
-def test_interrupted_and_resumed_equals_uninterrupted(make, tmp_path, switches):
-    make(*switches, "SOLVER.CHECKPOINT_PERIOD", 3).train()
+@pytest.mark.parametrize("options", [(), EMA])
+def test_resumed_training_equals_uninterrupted_training(make, tmp_path, options):
+    make(*options, "SOLVER.CHECKPOINT_PERIOD", 3).train()
     whole = load(tmp_path / "out/model_final.pth")
     (tmp_path / "out/last_checkpoint").write_text("model_0000002.pth")
     (tmp_path / "out/model_final.pth").unlink()
-    trainer = make(*switches, "SOLVER.CHECKPOINT_PERIOD", 3, resume=True)
+    trainer = make(*options, "SOLVER.CHECKPOINT_PERIOD", 3, resume=True)
     assert trainer.start_iter == 3
     trainer.train()
     parts = load(tmp_path / "out/model_final.pth")
-    assert len(Tiny.raw) == 3 and parts.keys() == whole.keys() and ("raw_model" in parts) == bool(switches)
+    assert len(Tiny.raw) == 3 and parts.keys() == whole.keys() and ("raw_model" in parts) == bool(options)
     for key in ("model", "raw_model"):
         assert key not in whole or same(whole[key], parts[key])
     assert whole["trainer"]["hooks"] == parts["trainer"]["hooks"]
 
 
-def test_ema_switched_on_or_off_at_a_resume(make, tmp_path, caplog):
+def test_ema_can_be_turned_on_or_off_when_resuming(make, tmp_path, caplog):
     make().train()
     trained = Tiny.raw[-1]
     on = make(*EMA, "SOLVER.MAX_ITER", 8, resume=True)
-    assert same(on._bare_model.state_dict(), trained)
+    assert same(on._unwrapped_model.state_dict(), trained)
     on.train()
     trained = Tiny.raw[-1]
     off = make("SOLVER.MAX_ITER", 9, resume=True)
-    assert same(off._bare_model.state_dict(), trained) and "goes on from its weights before averaging" in caplog.text
+    assert (
+        same(off._unwrapped_model.state_dict(), trained)
+        and "training resumes from the weights before averaging" in caplog.text
+    )
 
 
-def test_weights_to_begin_from_are_the_models_too(make, tmp_path):
+def test_initial_weights_are_loaded_into_model_and_average(make, tmp_path):
     make().train()
     weights = tmp_path / "out/model_final.pth"
     trainer = make(*EMA, "MODEL.WEIGHTS", weights, folder="new")
-    assert trainer.start_iter == 0 and same(trainer._bare_model.state_dict(), load(weights)["model"])
+    assert trainer.start_iter == 0 and same(trainer._unwrapped_model.state_dict(), load(weights)["model"])
 
 
 BEST = ("TRAIN.BEST", True)
 
 
-def test_the_best_is_kept_and_is_not_what_a_run_resumes_from(make, tmp_path, caplog):
+def test_best_weights_are_saved_and_do_not_become_the_last_checkpoint(make, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     make(*BEST, *EMA, values={2: 1.0, 4: 3.0, 6: 2.0}).train()
     best = load(tmp_path / "out/model_best.pth")
@@ -243,19 +250,19 @@ def test_the_best_is_kept_and_is_not_what_a_run_resumes_from(make, tmp_path, cap
     assert not list((tmp_path / "out").glob("*.part"))
 
 
-def test_the_evaluation_at_the_end_may_be_the_best(make, tmp_path):
+def test_final_evaluation_can_be_the_best(make, tmp_path):
     make(*BEST, values={2: 1.0, 4: float("nan"), 6: 2.0}).train()
     assert load(tmp_path / "out/model_best.pth")["best"]["iteration"] == 6
 
 
 @pytest.mark.parametrize("value,iteration", [(2.9, 4), (3.1, 8)])
-def test_a_resumed_run_remembers_the_best(make, tmp_path, value, iteration):
+def test_resumed_run_compares_with_the_best_so_far(make, tmp_path, value, iteration):
     make(*BEST, values={4: 3.0}).train()
     make(*BEST, "SOLVER.MAX_ITER", 8, values={8: value}, resume=True).train()
     assert load(tmp_path / "out/model_best.pth")["best"]["iteration"] == iteration
 
 
-def test_the_best_of_a_crashed_run_is_kept_where_no_checkpoint_is(make, tmp_path):
+def test_best_weights_of_a_run_that_crashed_before_its_first_checkpoint_are_kept(make, tmp_path):
     with pytest.raises(RuntimeError):
         make(*BEST, values={2: 5.0, 4: "fails"}).train()
     assert not (tmp_path / "out/last_checkpoint").exists()
@@ -266,7 +273,7 @@ def test_the_best_of_a_crashed_run_is_kept_where_no_checkpoint_is(make, tmp_path
 STOP = ("TRAIN.EARLY_STOP.PATIENCE", 2, "SOLVER.MAX_ITER", 20)
 
 
-def test_it_stops_early_with_all_that_an_end_has(make, tmp_path, caplog):
+def test_early_stop_saves_and_logs_like_a_normal_end(make, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     make(*STOP, *BEST, *EMA, values={2: 1.0, 4: 3.0, 6: 3.0, 8: 2.0, 10: 9.0}).train()
     assert [iteration for iteration, _ in Tiny.evaluated] == [2, 4, 6, 8]
@@ -279,25 +286,25 @@ def test_it_stops_early_with_all_that_an_end_has(make, tmp_path, caplog):
     assert "The best bbox/AP is 3.00, after 4 iterations" in caplog.text
 
 
-def test_a_gain_below_min_delta_does_not_count(make):
+def test_improvement_below_min_delta_does_not_count(make):
     values = {iteration: 1 + 0.1 * iteration for iteration in range(2, 21, 2)}
     make(*STOP, "TRAIN.EARLY_STOP.MIN_DELTA", 0.3, values=values).train()
-    assert Tiny.evaluated[-1][0] == 20  # it rises by 0.4 in two evaluations
+    assert Tiny.evaluated[-1][0] == 20  # the metric rises by 0.4 in two evaluations
     make(*STOP, "TRAIN.EARLY_STOP.MIN_DELTA", 0.5, values=values, folder="other").train()
     assert Tiny.evaluated[-1][0] == 6
 
 
-def test_a_stopped_run_goes_on_with_more_patience_only(make, caplog):
+def test_stopped_run_only_continues_with_more_patience(make, caplog):
     values = {2: 1.0, 4: 1.0, 6: 1.0, 8: 1.0, 10: 2.0}
     make(*STOP, values=values).train()
     make(*STOP, values=values, resume=True).train()
-    assert not Tiny.raw and not Tiny.evaluated and "Raise TRAIN.EARLY_STOP.PATIENCE to go on" in caplog.text
+    assert not Tiny.raw and not Tiny.evaluated and "Raise TRAIN.EARLY_STOP.PATIENCE to continue it" in caplog.text
     make(*STOP, "TRAIN.EARLY_STOP.PATIENCE", 4, "SOLVER.MAX_ITER", 12, values=values, resume=True).train()
     assert [iteration for iteration, _ in Tiny.evaluated] == [8, 10, 12]
 
 
-def test_a_resume_counts_the_evaluation_of_the_checkpoints_own_iteration(make):
-    """The checkpoint is written before that evaluation, so nothing in it can know its value."""
+def test_resumed_run_counts_the_evaluation_of_the_iteration_of_its_checkpoint(make):
+    """The checkpoint is written before that evaluation, so it cannot contain the value."""
     values = {2: 5.0, 4: 4.0, 6: "fails"}
     with pytest.raises(RuntimeError):
         make(*STOP, "SOLVER.CHECKPOINT_PERIOD", 4, values=values).train()
@@ -305,49 +312,50 @@ def test_a_resume_counts_the_evaluation_of_the_checkpoints_own_iteration(make):
     assert [iteration for iteration, _ in Tiny.evaluated] == [6]
 
 
-def test_all_processes_stop_when_the_main_one_does(make, monkeypatch):
-    asked = []
+def test_all_processes_stop_when_the_main_process_stops(make, monkeypatch):
+    gathered = []
     monkeypatch.setattr(
-        comm, "all_gather", lambda mine: asked.append(mine) or ["the main one says so" * (len(asked) > 2), mine]
+        comm,
+        "all_gather",
+        lambda reason: gathered.append(reason) or ["the reason of the main process" * (len(gathered) > 2), reason],
     )
     make(*STOP, values={iteration: float(iteration) for iteration in range(2, 21, 2)}).train()
-    assert Tiny.evaluated[-1][0] == 4  # asked once before training, and after each evaluation only
-    assert asked == ["", "", ""]
+    assert Tiny.evaluated[-1][0] == 4  # gathered once before training, and then only after each evaluation
+    assert gathered == ["", "", ""]
 
 
-def test_evaluations_that_scaling_took_away_are_missed_before_training(make, monkeypatch):
+def test_evaluation_period_that_scaling_reduced_to_0_is_refused(make, monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 8)
     with pytest.raises(GNDetError, match="TEST.EVAL_PERIOD is 0"):
         make(*STOP, "SOLVER.REFERENCE_WORLD_SIZE", 1)
 
 
-def test_hooks_have_their_turn_in_the_right_order(make):
+def test_hooks_are_in_the_right_order(make):
     kinds = [type(hook) for hook in make(*EMA, *BEST, *STOP)._hooks]
     known = [type(make(*EMA)._ema), hooks.PeriodicCheckpointer, hooks.EvalHook, BestCheckpoint, hooks.PeriodicWriter]
     assert [kind for kind in kinds if kind in (*known, EarlyStop)] == [*known, EarlyStop] and kinds[-1] is EarlyStop
 
 
-def test_on_a_terminal_the_bar_makes_room_for_evaluations(make, monkeypatch):
+def test_progress_bar_is_hidden_during_evaluations(make, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("gn_det.training.trainer.on_terminal", lambda: True)
-    monkeypatch.setattr("gn_det.training.trainer.show_predictions", lambda cfg: print("an evaluation speaks"))
+    monkeypatch.setattr("gn_det.training.trainer.show_predictions", lambda cfg: print("output of an evaluation"))
     terminal = Terminal()
     with contextlib.redirect_stdout(terminal):
         make().train()
     lines = [line for line in terminal.screen() if line]
-    assert (
-        lines[0] == lines[1] == lines[3] == "an evaluation speaks" and lines[2].startswith("6/6 |") and len(lines) == 4
-    )
+    assert lines[0] == lines[1] == lines[3] == "output of an evaluation" and len(lines) == 4
+    assert lines[2].startswith("6/6 |")
     assert "loss" in lines[2] and "lr" in lines[2]
 
 
-def test_the_overview_is_said_once(make, caplog):
+def test_overview_is_logged_once(make, caplog):
     caplog.set_level(logging.INFO)
     make().train()
-    assert caplog.text.count("What is trained: quickstart_R18_FPN_gn_scratch") == 1
+    assert caplog.text.count("Training overview: quickstart_R18_FPN_gn_scratch") == 1
 
 
-def test_the_train_loader_counts_before_it_leaves_images_out(make):
+def test_train_loader_counts_images_before_it_leaves_some_out(make):
     rows = [{"file_name": "x", "height": 4, "width": 4, "annotations": row["annotations"]} for row in ROWS]
     cfg = make().cfg.clone()
     DatasetCatalog.remove("tiny")
@@ -357,7 +365,7 @@ def test_the_train_loader_counts_before_it_leaves_images_out(make):
 
 
 @pytest.mark.slow
-def test_switches_from_the_shell_on_two_processes(tmp_path):
+def test_training_options_on_two_processes(tmp_path):
     shapes.generate(tmp_path / "shapes", num_train=6, num_val=2, seed=1, size=96)
     words = ["--config", "quickstart_R18_FPN_gn_scratch", "--num-gpus", 2, *own_data(tmp_path / "shapes")]
     short = """SOLVER.MAX_ITER 6 SOLVER.STEPS () SOLVER.IMS_PER_BATCH 2 SEED 5 DATALOADER.NUM_WORKERS 0 TEST.EVAL_PERIOD 2
@@ -374,6 +382,6 @@ def test_switches_from_the_shell_on_two_processes(tmp_path):
     assert not any(key.startswith("module.") for key in final["model"])
     done = run_tool(*words, "--resume", *short, "TRAIN.EARLY_STOP.PATIENCE", 5, "OUTPUT_DIR", output)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "goes on from 4" in done.stdout and load(output / "model_final.pth")["iteration"] == 5
+    assert "resumes from iteration 4" in done.stdout and load(output / "model_final.pth")["iteration"] == 5
     names = sorted(path.name[-12:] for path in (output / "records").iterdir())
     assert names == ["0000002.json", "0000004.json", "0000006.json"]

@@ -1,4 +1,4 @@
-"""What goes to Weights & Biases: to a made-up module always, to the real one offline where it is installed."""
+"""Weights & Biases writer, with a stand-in for wandb; also with the real wandb in offline mode, if it is installed."""
 
 import sys
 import types
@@ -15,8 +15,10 @@ from gn_det.training.wandb_writer import WandbWriter
 
 
 class Run:
-    def __init__(self, asked: dict):
-        self.asked, self.id = asked, asked["id"] or "new1"
+    """Stand-in for a run of wandb; ``arguments`` are those of ``wandb.init``."""
+
+    def __init__(self, arguments: dict):
+        self.arguments, self.id = arguments, arguments["id"] or "new1"
         self.rows, self.metrics, self.exit_code = [], [], None
 
     def define_metric(self, name, step_metric=None):
@@ -31,11 +33,11 @@ class Run:
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """A module with the names that are used, and the runs that were started."""
+    """Stand-in for the module wandb, with a list ``runs`` of the runs that were started."""
     module = types.ModuleType("wandb")
     module.runs, module.Image = [], lambda pixels: ("image", pixels.shape)
     module.errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
-    module.init = lambda **asked: module.runs.append(Run(asked)) or module.runs[-1]
+    module.init = lambda **arguments: module.runs.append(Run(arguments)) or module.runs[-1]
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
 
@@ -54,31 +56,31 @@ def write(writer: WandbWriter) -> None:
         storage.put_image("tiny/1", np.zeros((3, 8, 9), np.uint8))
         writer.write()
         storage.clear_images()
-        writer.write()  # nothing is new
+        writer.write()  # must log nothing again
 
 
-def test_losses_ap_pictures_and_config_are_written(wandb, cfg):
+def test_losses_ap_images_and_config_are_logged(wandb, cfg):
     writer = WandbWriter(cfg)
     write(writer)
     (run,) = wandb.runs
     assert run.rows == [{"iteration": 1, "total_loss": 2.5, "bbox/AP": 12.5, "tiny/1": ("image", (8, 9, 3))}]
     assert run.metrics == [("iteration", None), ("*", "iteration")]
-    assert run.asked["config"]["SEED"] == 5 and run.asked["project"] == "gn_det"
-    assert run.asked["dir"] == cfg.OUTPUT_DIR and run.asked["id"] is None
+    assert run.arguments["config"]["SEED"] == 5 and run.arguments["project"] == "gn_det"
+    assert run.arguments["dir"] == cfg.OUTPUT_DIR and run.arguments["id"] is None
     writer.close()
     assert run.exit_code == 0
 
 
-def test_a_run_that_goes_on_is_the_same_run(wandb, cfg, tmp_path):
+def test_resumed_training_continues_the_same_run(wandb, cfg, tmp_path):
     WandbWriter(cfg)
     WandbWriter(cfg)
-    assert wandb.runs[-1].asked["id"] is None  # no checkpoint: a run of its own
+    assert wandb.runs[-1].arguments["id"] is None  # without a checkpoint, a new run is started
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     WandbWriter(cfg)
-    assert wandb.runs[-1].asked["id"] == "new1" and wandb.runs[-1].asked["resume"] == "allow"
+    assert wandb.runs[-1].arguments["id"] == "new1" and wandb.runs[-1].arguments["resume"] == "allow"
 
 
-def test_a_failure_is_told_and_an_early_stop_is_none(wandb, cfg):
+def test_failure_is_reported_and_early_stop_is_a_success(wandb, cfg):
     for error, code in ((ValueError, 1), (KeyboardInterrupt, 1), (EarlyStopped, 0)):
         with pytest.raises(error):
             writer = WandbWriter(cfg)
@@ -89,23 +91,23 @@ def test_a_failure_is_told_and_an_early_stop_is_none(wandb, cfg):
         assert wandb.runs[-1].exit_code == code
 
 
-def test_no_start_is_one_sentence(wandb, cfg):
-    def no_key(**asked):
+def test_failed_start_is_one_sentence(wandb, cfg):
+    def no_key(**arguments):
         raise wandb.errors.Error("No API key\nconfigured.")
 
     wandb.init = no_key
-    with pytest.raises(GNDetError, match="could not start: No API key configured. WANDB_MODE=offline"):
+    with pytest.raises(GNDetError, match="could not start: No API key configured. Set WANDB_MODE=offline"):
         WandbWriter(cfg)
 
 
-def test_tensors_as_pictures(wandb, cfg):
+def test_images_may_be_tensors(wandb, cfg):
     with EventStorage(0) as storage:
         storage.put_image("x", torch.zeros(3, 2, 4))
         WandbWriter(cfg).write()
     assert wandb.runs[0].rows == [{"iteration": 0, "x": ("image", (2, 4, 3))}]
 
 
-def test_the_real_one_offline(cfg, tmp_path, monkeypatch):
+def test_real_wandb_in_offline_mode(cfg, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     writer = WandbWriter(cfg)
