@@ -1,29 +1,40 @@
-# make demo: train a GN Mask R-CNN from scratch on generated images and show its AP. make test: the tests.
-# Both set up .venv first. Another place or Python: make demo VENV=/some/folder PYTHON=python3.12
+# make demo: train a GN Mask R-CNN from scratch on generated images and show its AP.
+# make test: the tests, in a few minutes. make test-all: also those that start several processes or run for longer.
+# Each sets up .venv first. Another place or Python: make demo VENV=/some/folder PYTHON=python3.12
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Test processes at once, with one thread each; at most 8, as each takes about 1 GB.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); if [ $$n -gt 8 ]; then echo 8; else echo $$n; fi)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: demo test lint docs zoo install clean
+.PHONY: demo test test-all lint docs pages install clean
 
 demo: install
 	@$(BIN)/python tools/train_net.py --config configs/quickstart_R18_FPN_gn_scratch.yaml SEED 1 \
 		OUTPUT_DIR output/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: install
-	@$(BIN)/python -m pytest
+	@$(PYTEST) -m "not slow"
+
+test-all: install
+	@$(PYTEST)
 
 lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/mypy
+	@.ci/words
 
 docs: install
 	@$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
 
-zoo: install
+# The pages that are written from data: MODEL_ZOO.md and docs/config_keys.md.
+pages: install
 	@$(BIN)/python tools/model_zoo.py table
+	@$(BIN)/python -m gn_det.config.page > docs/config_keys.md
 
 install: $(INSTALLED)
 
@@ -32,4 +43,4 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py packaging/labgym.txt packa
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build docs/_build *.egg-info
+	rm -rf $(VENV) build docs/_build docs/api *.egg-info

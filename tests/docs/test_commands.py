@@ -1,9 +1,11 @@
-"""Every command of README and docs is run, cut down to a step, in a folder that has what they speak of.
+"""Every command of README and docs is run once, cut down to a step, in a folder that has the files they name.
 
-Blocks without a language are commands, python blocks are programs, yaml blocks configs; bash blocks are only parsed.
+bash blocks are commands, python blocks programs, yaml blocks configs. A bash block below ``<!-- not run -->`` is only
+parsed: it needs the network, COCO or several machines.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import multiprocessing
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -31,6 +33,7 @@ from PIL import Image
 
 from gn_det import get_cfg
 from gn_det.data import shapes
+from gn_det.launch import tool as tool_module
 from helpers.paths import REPO
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -41,17 +44,28 @@ SMALL = """MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.DEPTH 18 MO
     INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SOLVER.STEPS () SOLVER.MAX_ITER 1 DATALOADER.NUM_WORKERS 0"""
 
 
+NOT_RUN = "<!-- not run -->\n"
+
+
 def blocks(language: str) -> list[tuple[str, str]]:
-    """The page and the text of each fenced block of a language."""
-    fence = re.compile(r"^```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    """The page and the text of each fenced block of a language; "not run" is that of marked bash blocks."""
+    fence = re.compile(rf"^({NOT_RUN})?```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     found = [(page.name, match) for page in PAGES for match in fence.findall(page.read_text())]
-    return [(name, text) for name, (kind, text) in found if kind == language]
+    return [(page, text) for page, (mark, kind, text) in found if ("not run" if mark else kind) == language]
 
 
-def commands() -> list[tuple[str, str]]:
-    texts = [(name, text.replace("\\\n", " ")) for name, text in blocks("")]
-    lines = [(name, " ".join(line.split())) for name, text in texts for line in text.splitlines() if line.strip()]
-    return list(dict.fromkeys(lines))
+def commands() -> list:
+    """The page and the words of each distinct command. Those of README and the quick start run in every test run."""
+    found = {}
+    for page, text in blocks("bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            if words := tuple(word.removeprefix(".venv/bin/") for word in shlex.split(line, comments=True)):
+                found.setdefault(words[1:] if words[0] == "python" else words, page)
+    marks = {page: () if page in ("README.md", "quick_start.md") else pytest.mark.slow for page in found.values()}
+    return [
+        pytest.param(page, words, marks=marks[page], id=f"{page}-{' '.join(words)[:60]}")
+        for words, page in found.items()
+    ]
 
 
 def in_a_fork(work: Callable[[], object]) -> str:
@@ -115,43 +129,54 @@ def files(tmp_path_factory) -> Path:
 def trained(files) -> Path:
     """A run of one step on these files, with an evaluation."""
     data = "--train-json train.json --train-images images --val-json val.json --val-images images"
-    line = f"tools/train_net.py --config quickstart_R18_FPN_gn_scratch {data} OUTPUT_DIR trained"
-    in_a_fork(lambda: run_tool(line, files))
+    words = f"tools/train_net.py --config quickstart_R18_FPN_gn_scratch {data} OUTPUT_DIR trained".split()
+    in_a_fork(lambda: run_command(words, files))
     return files / "trained"
 
 
-def run_tool(line: str, folder: Path) -> None:
-    """Run a command of the docs in ``folder``, as one process and cut down to a step."""
-    words = shlex.split(line)
-    words = words[[Path(word).suffix for word in words].index(".py") :]  # python or torchrun before it is not run
+def run_command(words: Sequence[str], folder: Path) -> None:
+    """Run a command of the docs in ``folder``, in this process and cut down to a step."""
+    tool, *words = words
+    if tool == "torchrun":  # its one process is this one
+        tool, *words = words[[Path(word).suffix for word in words].index(".py") :]
+    if tool == "gn-det":
+        tool, *words = words
+        sys.argv = [f"gn-det {tool}"]
+        run = importlib.import_module(f"gn_det.cli.{tool}").cli
+    else:
+        sys.argv = [str(REPO / tool)]
+        run = runpy.run_path(sys.argv[0])["cli"]
     if "--num-gpus" in words:
         words[words.index("--num-gpus") + 1] = "1"
     if "--norms" in words:  # one training for all
         words[words.index("--norms") + 1], words[words.index("--batch-size") + 1] = "BN*", "4"
-    if "analyze_model.py" in words[0]:
-        words[1:1] = [] if "--size" in words else ["--size", "64"]
-    if Path(words[0]).name in ("train_net.py", "compare_norms.py"):
+    if run.__module__.endswith("analyze"):
+        words[:0] = [] if "--size" in words else ["--size", "64"]
+    if run.__module__.endswith(("train", "norms")):
         words += shlex.split(SMALL)
     os.chdir(folder)
     os.environ["DETECTRON2_DATASETS"] = str(folder / "datasets")
-    sys.argv = [str(REPO / words[0]), *words[1:]]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.argv += words
+    tool_module.run_tool(run)
 
 
-def prepare_outputs(line: str, trained: Path) -> None:
-    """Where a command reads a run that an earlier one has left, put one; where it writes one, take it away."""
-    words = shlex.split(line)
-    trains = "train_net.py" in line and "--eval-only" not in words
+def prepare_outputs(words: Sequence[str], trained: Path) -> None:
+    """Put a finished run where a command reads one, and remove what lies where it writes one."""
+    trains = (
+        not {"tools/train_net.py", "train", "tools/compare_norms.py"}.isdisjoint(words) and "--eval-only" not in words
+    )
+    if trains and "OUTPUT_DIR" not in words:
+        words = [*words, "OUTPUT_DIR", "output"]
     for before, word in zip(words, words[1:], strict=False):
         if before in ("--out", "--json"):
             shutil.rmtree(trained.parent / word, ignore_errors=True)
             (trained.parent / word).unlink(missing_ok=True)
-        path = word.rpartition("=")[2]
-        if not path.startswith(("output/", "results/")):
+        path = Path(word.rpartition("=")[2])
+        if path.parts[:1] not in (("output",), ("results",)):
             continue
-        place = trained.parent / Path(*Path(path).parts[:2])
+        place = trained.parent / Path(*path.parts[:2])
         shutil.rmtree(place, ignore_errors=True)
-        if not (trains or "compare_norms.py" in line):
+        if not trains:
             shutil.copytree(trained, place)
 
 
@@ -159,22 +184,20 @@ def test_the_documents_have_commands():
     assert len(commands()) >= 20
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("page", "line"), commands())
-def test_commands_run(page, line, files, trained):
-    words = shlex.split(line)
+@pytest.mark.parametrize(("page", "words"), commands())
+def test_command_runs(page, words, files, trained):
     if words[0] == "make":
         assert re.search(f"^{words[1]}:", (REPO / "Makefile").read_text(), re.MULTILINE)
         return
-    prepare_outputs(line, trained)
-    in_a_fork(lambda: run_tool(line, files))
+    prepare_outputs(words, trained)
+    in_a_fork(lambda: run_command(words, files))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "text"), blocks("python"))
 def test_programs_run(page, text, files, trained):
     def work():
-        prepare_outputs("output/mine", trained)
+        prepare_outputs(["output/mine"], trained)
         os.chdir(files)
         shutil.rmtree("output/own_project", ignore_errors=True)
         short = (files / "my_config.yaml").read_text()
@@ -192,7 +215,7 @@ def test_configs_in_the_text_are_right(page, text):
     get_cfg().merge_from_other_cfg(CfgNode(keys))
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("bash"))
+@pytest.mark.parametrize(("page", "text"), blocks("not run"))
 def test_scripts_parse(page, text):
     assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
 
@@ -215,4 +238,4 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     printed = in_a_fork(lambda: exec(compile(short, "notebook", "exec"), {"__name__": "__main__"}))
-    assert "GroupNorm is that formula: True" in printed and "box AP" in printed
+    assert "GroupNorm equals by_hand: True" in printed and "box AP" in printed

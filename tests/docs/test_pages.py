@@ -14,7 +14,7 @@ import torch.utils.data.dataloader
 from detectron2.modeling import build_model
 
 from gn_det.config.files import config_dir, load_config
-from gn_det.cost.memory import training_step
+from gn_det.cost.memory import training_memory
 from gn_det.cost.model import analyze
 from gn_det.cost.parts import RCNNParts
 from gn_det.cost.tables import format_analysis
@@ -109,6 +109,6 @@ def test_the_tables_of_costs_are_what_is_measured():
         name, opts = names.get(norm, "syncbn_scratch"), ["MODEL.DEVICE", "cpu"]
         opts += ["MODEL.BACKBONE.FREEZE_AT", "2"] if norm == "SyncBN" else []
         cfg = load_config(f"mask_rcnn_{backbone.replace('-', '_')}_{name}", opts)
-        measured = training_step(RCNNParts(build_model(cfg).to("meta"), 512, 128), (2, 3, 800, 1344))["peak"] / 2**30
+        measured = training_memory(RCNNParts(build_model(cfg).to("meta"), 512, 128), (2, 3, 800, 1344))["peak"] / 2**30
         assert f"{measured:.2f}" == peak and float(published) / measured == pytest.approx(float(ratio), abs=0.006)
     assert len(zoo) == 7
