@@ -1,23 +1,25 @@
 #!/bin/sh
-# Make the virtual environment $VENV with all that gn_det needs. Safe to run again; asks nothing.
+# Create the virtual environment $VENV and install gn_det and its dependencies into it.
+# It can be run again and never asks for input.
 set -eu
 venv=${VENV:-.venv}
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
-    echo "error: gn_det needs Python 3.11 or newer, and '$python' is not: name one with make PYTHON=..." >&2
+    echo "error: gn_det needs Python 3.11 or newer, but '$python' is older or missing; choose another one with make PYTHON=..." >&2
     exit 2
 }
 if [ ! -x "$venv/bin/python" ]; then
-    echo "Making $venv ..."
+    echo "Creating $venv ..."
     "$python" -m venv "$venv"
 fi
-echo "Installing PyTorch, detectron2's needs and gn_det into $venv (the first time some GB, a few minutes) ..."
+echo "Installing PyTorch, the dependencies of detectron2, and gn_det into $venv (the first time: several GB, a few minutes) ..."
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 if "$venv/bin/python" -c 'import detectron2, sys; sys.exit("LabGym" in detectron2.__file__)' 2>/dev/null; then
-    echo "Using the detectron2 that is in $venv."
+    echo "Using the detectron2 that is installed in $venv."
     pip install -c constraints.txt -e '.[dev,draw]'
 else
-    # labgym last, and away while pip works: pip would complain that labgym's own needs, which detectron2 has not, are missing.
+    # Uninstall labgym and install it last: while it is present, pip complains that labgym's dependencies, which
+    # detectron2 does not need, are missing.
     pip uninstall --yes labgym >/dev/null 2>&1 || true
     pip install -c constraints.txt -e '.[dev,draw]' ./packaging/labgym_bridge
     pip install --no-deps --ignore-requires-python --require-hashes -r packaging/labgym.txt

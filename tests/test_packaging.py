@@ -1,4 +1,4 @@
-"""What is installed, what the README says to type, and detectron2 under its own name."""
+"""The wheel, the command of the demo, and the bridge that provides detectron2 under its own name."""
 
 import importlib
 import logging
@@ -23,7 +23,7 @@ def python(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-W", "ignore", *arguments], capture_output=True, text=True, **options)
 
 
-def test_without_detectron2_the_import_says_how_to_get_it():
+def test_import_without_detectron2_explains_how_to_install_it():
     done = python("-c", "import sys; sys.modules['detectron2'] = None; import gn_det", cwd=REPO)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith("ImportError: gn_det needs detectron2, which is not on PyPI: ")
@@ -31,7 +31,7 @@ def test_without_detectron2_the_import_says_how_to_get_it():
 
 
 @pytest.mark.slow
-def test_wheel_has_the_configs_and_does_not_ask_for_detectron2(tmp_path):
+def test_wheel_contains_configs_and_does_not_require_detectron2(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     for name in ("gn_det", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -48,7 +48,7 @@ def test_wheel_has_the_configs_and_does_not_ask_for_detectron2(tmp_path):
     assert {name for name in names if name.endswith(".yaml")} == shipped
     assert not any(name.startswith(("tests", "tools", "configs")) for name in names)
     files = {path.relative_to(REPO) for path in (REPO / "gn_det").rglob("*") if path.is_file()}
-    assert {str(path) for path in files if "__pycache__" not in path.parts} <= set(names)  # every room, all data
+    assert {str(path) for path in files if "__pycache__" not in path.parts} <= set(names)  # all packages and data files
     assert "Requires-Dist: torch" in metadata and "detectron2" not in re.findall(
         "Requires-Dist: ([a-z0-9_]+)", metadata
     )
@@ -60,25 +60,25 @@ def test_wheel_has_the_configs_and_does_not_ask_for_detectron2(tmp_path):
 
 
 @pytest.mark.skipif(not BRIDGED, reason="a real detectron2 is installed")
-def test_the_copy_is_one_module_under_both_names():
+def test_bridged_modules_are_the_same_under_both_names():
     for name in ("layers", "modeling.backbone.resnet", "utils.comm", "data.datasets"):
-        ours, theirs = (
+        bridged, real = (
             importlib.import_module(f"detectron2.{name}"),
             importlib.import_module(f"LabGym.detectron2.{name}"),
         )
-        assert ours is theirs and ours.__spec__.name == f"LabGym.detectron2.{name}"
+        assert bridged is real and bridged.__spec__.name == f"LabGym.detectron2.{name}"
     with pytest.raises(ModuleNotFoundError, match="detectron2.nothing"):
         importlib.import_module("detectron2.nothing")
 
 
 @pytest.mark.skipif(not BRIDGED, reason="a real detectron2 is installed")
-def test_the_copys_logs_go_where_detectron2s_go():
+def test_bridged_loggers_are_children_of_the_detectron2_logger():
     assert logging.getLogger("LabGym.detectron2.data").parent.parent is logging.getLogger("detectron2")
 
 
 @pytest.mark.slow
-def test_the_demos_command_runs(tmp_path):
-    """The command that 'make demo' would run, cut to two iterations."""
+def test_demo_command_runs(tmp_path):
+    """Run the command of 'make demo' with two iterations."""
     printed = subprocess.run(["make", "-n", "demo"], cwd=REPO, capture_output=True, text=True).stdout
     line = next(line for line in printed.replace("\\\n", " ").splitlines() if "train_net.py" in line)
     words = shlex.split(line.replace("$(date +%Y%m%d-%H%M%S)", "now"))

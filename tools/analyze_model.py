@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same as ``gn-det analyze``: count parameters, FLOPs, activations and memory by part."""
+"""Same as ``gn-det analyze``: count a model's parameters, FLOPs, activations, and memory."""
 
 from gn_det.cli.analyze import cli
 from gn_det.launch.tool import run_tool

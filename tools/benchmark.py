@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same as ``gn-det benchmark``: time gn_det beside stock detectron2."""
+"""Same as ``gn-det benchmark``: compare the speed and memory of gn_det and stock detectron2."""
 
 from gn_det.cli.benchmark import cli
 from gn_det.launch.tool import run_tool

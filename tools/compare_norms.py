@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same as ``gn-det norms``: train with each norm at each batch size, and compare their AP."""
+"""Same as ``gn-det norms``: train with each norm at each batch size, and compare the AP."""
 
 from gn_det.cli.norms import cli
 from gn_det.launch.tool import run_tool

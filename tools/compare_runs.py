@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same as ``gn-det compare``: compare runs in a table and a picture."""
+"""Same as ``gn-det compare``: compare the AP of runs in a table and a picture."""
 
 from gn_det.cli.compare import cli
 from gn_det.launch.tool import run_tool

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same as ``gn-det convert``: convert weights of another library to detectron2's names."""
+"""Same as ``gn-det convert``: convert weights of another library to detectron2's names."""
 
 from gn_det.cli.convert import cli
 from gn_det.launch.tool import run_tool

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same as ``gn-det evaluate``: compute the COCO AP of detections in a file."""
+"""Same as ``gn-det evaluate``: compute the COCO AP of detections in a file."""
 
 from gn_det.cli.evaluate import cli
 from gn_det.launch.tool import run_tool

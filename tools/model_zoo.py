@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same as ``gn-det zoo``: list published weights, and fetch them."""
+"""Same as ``gn-det zoo``: list and download the pretrained weights of the model zoo."""
 
 from gn_det.cli.zoo import cli
 from gn_det.launch.tool import run_tool

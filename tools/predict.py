@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same as ``gn-det predict``: find objects in images and videos with a trained detector."""
+"""Same as ``gn-det predict``: detect objects in images and videos with a trained detector."""
 
 from gn_det.cli.predict import cli
 from gn_det.launch.tool import run_tool

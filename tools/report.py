@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same as ``gn-det report``: write one HTML page about a run."""
+"""Same as ``gn-det report``: write an HTML report of a run."""
 
 from gn_det.cli.report import cli
 from gn_det.launch.tool import run_tool

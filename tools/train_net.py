@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same as ``gn-det train``: train a detector, or evaluate one."""
+"""Same as ``gn-det train``: train a detector, or evaluate one with --eval-only."""
 
 from gn_det.cli.train import cli
 from gn_det.launch.tool import run_tool

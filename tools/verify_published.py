@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The same as ``gn-det verify``: recompute a published AP from the published detections."""
+"""Same as ``gn-det verify``: recompute a published AP from the published detections."""
 
 from gn_det.cli.verify import cli
 from gn_det.launch.tool import run_tool

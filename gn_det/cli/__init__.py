@@ -1,1 +1,1 @@
-"""The commands: one module for each, and ``gn-det``, which dispatches to them."""
+"""The ``gn-det`` command-line tool, with one module per subcommand."""

@@ -1,4 +1,7 @@
-"""Parameters, FLOPs, activations, memory and norms of a config's model, by part. Reads no weights and needs no GPU."""
+"""Count the parameters, FLOPs, activations, and memory of a config's model by part, and list its norms.
+
+Needs neither weights nor a GPU.
+"""
 
 import argparse
 import json
@@ -10,27 +13,30 @@ from ..cost.tables import format_analysis
 from ..errors import GNDetError
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
+    """Parse the arguments of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--config", "--config-file", required=True, metavar="FILE", help="a config, or a shipped one's name"
+        "--config", "--config-file", required=True, metavar="FILE", help="path of a config, or name of a shipped one"
     )
     parser.add_argument(
-        "--size", metavar="HxW", help="image in pixels, or its short side (default: INPUT.MIN_SIZE_TEST)"
+        "--size", metavar="HxW", help="image size or its short side in pixels (default: INPUT.MIN_SIZE_TEST)"
     )
-    parser.add_argument("--batch", type=int, metavar="N", help="images a GPU in training (default: 1, 2, 4 and 8)")
-    parser.add_argument("--by-layer", action="store_true", help="list the norm of every layer")
-    parser.add_argument("--json", metavar="FILE", help="also write everything to this file")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys that differ")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="images per GPU in training (default: tables for 1, 2, 4, and 8)"
+    )
+    parser.add_argument("--by-layer", action="store_true", help="list every normalization layer, not a summary by part")
+    parser.add_argument("--json", metavar="FILE", help="also write all results to this file")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override")
     return parser.parse_args()
 
 
 def cli() -> None:
     """Run the command with the arguments of the process."""
-    args = arguments()
+    args = parse_arguments()
     cfg = load_config(args.config, args.opts)
     if args.batch is not None and args.batch < 1:
-        raise GNDetError(f"--batch is {args.batch}; it is the number of images a GPU, and at least 1.")
+        raise GNDetError(f"--batch is {args.batch}; the number of images per GPU must be at least 1.")
     result = analyze(cfg, image_size(cfg, args.size), (args.batch,) if args.batch else (1, 2, 4, 8))
     print(format_analysis(result, args.by_layer))
     if args.json:

@@ -20,43 +20,47 @@ from ..errors import GNDetError
 from ..launch.arguments import argument_parser
 from ..launch.prepare import prepare
 
-_COLUMNS, _WIDTH = 4, 400  # of the sheet; pixels of a picture on it
-_MIN_SIDE = 480  # pixels of the shorter side of a single picture, so that names can be read
-_NOT_HERE = ("resume", "eval_only", "num_gpus", "num_machines", "machine_rank", "dist_url")
+_COLUMNS, _WIDTH = 4, 400  # columns of the contact sheet; long side of each picture on it in pixels
+_MIN_SIDE = 480  # minimum short side of a single picture in pixels, so that class names are readable
+_HIDDEN_ARGUMENTS = ("resume", "eval_only", "num_gpus", "num_machines", "machine_rank", "dist_url")
 
 
 def browse_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments of a training run that concern its data, and those of the pictures."""
-    parser = argument_parser(description)
-    for action in parser._actions:
-        if action.dest in _NOT_HERE:
-            action.help = argparse.SUPPRESS
-    group = parser.add_argument_group("what is drawn")
-    group.add_argument("--split", choices=("train", "test"), help="which of DATASETS (default: train, if there is one)")
+    """Return a parser for the data arguments of a training run and for the options of the pictures."""
+    parser = argument_parser(description, _HIDDEN_ARGUMENTS)
+    group = parser.add_argument_group("pictures")
     group.add_argument(
-        "--number", type=int, default=12, metavar="N", help="images drawn (default: 12); SEED chooses them"
+        "--split",
+        choices=("train", "test"),
+        help="DATASETS.TRAIN or DATASETS.TEST (default: train, or test if only --val-json is given)",
     )
-    group.add_argument("--out", metavar="DIR", help="where the pictures go (default: browse/DATASET)")
-    group.add_argument("--no-augmentation", action="store_true", help="images as they are in their files")
+    group.add_argument(
+        "--number", type=int, default=12, metavar="N", help="number of images to draw (default: 12); SEED selects them"
+    )
+    group.add_argument("--out", metavar="DIR", help="folder for the pictures (default: browse/DATASET)")
+    group.add_argument("--no-augmentation", action="store_true", help="draw the images as they are in their files")
     return parser
 
 
 def browse(args: argparse.Namespace) -> Path:
-    """Print the check of a data set, draw samples of it, and say where they lie.
+    """Check a data set, draw samples of it, and print the findings and the folder of the pictures.
 
-    Nothing is written but the pictures: a run's ``OUTPUT_DIR`` is neither needed nor looked at.
+    Only the pictures are written; ``OUTPUT_DIR`` is neither read nor written.
+
+    Args:
+        args: arguments from :func:`browse_parser`.
 
     Returns:
-        the folder of the pictures: ``sheet.jpg`` with all of them, and ``01.jpg``, ``02.jpg``, ...
+        the folder of the pictures ``01.jpg``, ``02.jpg``, ... and of ``sheet.jpg``, which shows them all.
 
     Raises:
-        GNDetError: whatever in the arguments, the config or the data cannot work.
+        GNDetError: the arguments, the config, or the data are invalid.
     """
     if args.number < 1:
-        raise GNDetError(f"--number is {args.number}; it is how many images are drawn, and at least 1.")
+        raise GNDetError(f"--number is {args.number}; the number of images to draw must be at least 1.")
     train = (args.split or ("train" if args.train_json or not args.val_json else "test")) == "train"
     if args.train_json and not args.val_json and not train:
-        raise GNDetError("--split test needs --val-json and --val-images, as --train-json is given.")
+        raise GNDetError("--split test with --train-json also needs --val-json and --val-images.")
     with _config_of_data(args, train) as cfg:
         names = cfg.DATASETS.TRAIN if train else cfg.DATASETS.TEST
         rows = [row for name in names for row in DatasetCatalog.get(name)]
@@ -64,18 +68,21 @@ def browse(args: argparse.Namespace) -> Path:
         classes = MetadataCatalog.get(names[0]).get("thing_classes", numbers)
         check = check_data(rows, classes, cfg, train)
         print(format_check(", ".join(names), check))
-        chosen = choose(rows, check, args.number, max(cfg.SEED, 0))
+        chosen = choose_images(rows, check, args.number, max(cfg.SEED, 0))
         folder = Path(args.out or Path("browse") / names[0])
-        draw_samples([(rows[index], words) for index, words in chosen], classes, _mapper(cfg, train, args), folder)
-    print(f"\nPictures: {folder / 'sheet.jpg'} shows {len(chosen)} of {len(rows)} images; each is in {folder} too.")
+        draw_samples([(rows[index], caption) for index, caption in chosen], classes, _mapper(cfg, train, args), folder)
+    print(
+        f"\nPictures: {folder / 'sheet.jpg'} shows {len(chosen)} of {len(rows)} images; {folder} also contains a picture "
+        "of each."
+    )
     return folder
 
 
 @contextlib.contextmanager
 def _config_of_data(args: argparse.Namespace, train: bool) -> Iterator[CfgNode]:
-    """The config with its data registered, whose cleaned JSON lies in a folder that goes away.
+    """Yield the config with its data set registered, and delete the cleaned copies of its JSON files on exit.
 
-    What only training needs is put out of the way: the other split, weights, mixed precision.
+    The other split, weights, and mixed precision are disabled, because drawing does not need them.
     """
     with tempfile.TemporaryDirectory() as folder:
         other = "TEST" if train else "TRAIN"
@@ -83,22 +90,31 @@ def _config_of_data(args: argparse.Namespace, train: bool) -> Iterator[CfgNode]:
         changed = {"opts": [*args.opts, *opts], "eval_only": not train, "resume": False}
         if train and not args.train_json:
             changed |= {"val_json": None, "val_images": None}
-        yield prepare(argparse.Namespace(**{**vars(args), **changed}), weights=False)
+        yield prepare(argparse.Namespace(**{**vars(args), **changed}), needs_weights=False)
 
 
-def choose(rows: list[dict], check: dict, number: int, seed: int) -> list[tuple[int, str]]:
-    """(index, what is odd there) of the images to draw: odd ones of each kind up to half, and the rest by chance."""
-    kinds = [[(index, finding.words) for index in finding.images] for finding in check["findings"] if finding.words]
-    odd = dict(pair for pairs in zip_longest(*kinds) for pair in pairs if pair)
-    chosen = dict(list(odd.items())[: number // 2])
+def choose_images(rows: list[dict], check: dict, number: int, seed: int) -> list[tuple[int, str]]:
+    """Choose the images to draw: up to half of them from the findings, and the rest at random.
+
+    The images from the findings are taken from each kind of finding in turn.
+
+    Args:
+        check: the result of :func:`gn_det.data.checks.check_data`.
+
+    Returns:
+        index and caption of the finding ("" without a finding) of each image, sorted by index.
+    """
+    kinds = [[(index, finding.caption) for index in finding.images] for finding in check["findings"] if finding.caption]
+    captions = dict(pair for pairs in zip_longest(*kinds) for pair in pairs if pair)
+    chosen = dict(list(captions.items())[: number // 2])
     generator = random.Random(seed)
     rest = [index for index in range(len(rows)) if index not in chosen]
-    chosen |= {index: odd.get(index, "") for index in generator.sample(rest, min(number - len(chosen), len(rest)))}
+    chosen |= {index: captions.get(index, "") for index in generator.sample(rest, min(number - len(chosen), len(rest)))}
     return sorted(chosen.items())
 
 
 def _mapper(cfg: CfgNode, train: bool, args: argparse.Namespace) -> DatasetMapper:
-    """With annotations in testing too, where detectron2's would drop them. Its chance is the seed's."""
+    """Return a mapper that keeps the annotations in testing too, and seed its random augmentations."""
     seed_all_rng(max(cfg.SEED, 0))
     if args.no_augmentation:
         return DatasetMapper(cfg, is_train=True, augmentations=[])
@@ -106,10 +122,12 @@ def _mapper(cfg: CfgNode, train: bool, args: argparse.Namespace) -> DatasetMappe
 
 
 def draw_samples(samples: list[tuple[dict, str]], classes: list[str], mapper: DatasetMapper, folder: Path) -> None:
-    """Write ``FOLDER/01.jpg``, ``02.jpg``, ... and ``sheet.jpg``.
+    """Draw samples and write ``FOLDER/01.jpg``, ``02.jpg``, ..., and ``sheet.jpg``, which shows them all.
 
     Args:
-        samples: rows in detectron2's format, and a few words on each for its title.
+        samples: for each image, its dict in detectron2's format and a caption for its title, or "".
+        classes: the class names.
+        mapper: converts each dict to the model's input.
 
     Raises:
         GNDetError: OpenCV is missing, or the folder cannot be written to.
@@ -119,11 +137,11 @@ def draw_samples(samples: list[tuple[dict, str]], classes: list[str], mapper: Da
     except ModuleNotFoundError as error:
         if error.name != "cv2":
             raise
-        raise GNDetError("Drawing needs OpenCV: pip install opencv-python-headless.") from None
+        raise GNDetError("OpenCV is needed to draw pictures: pip install opencv-python-headless.") from None
     singles, small, titles = [], [], []
-    for row, words in samples:
+    for row, caption in samples:
         sample = mapper(row)
-        titles.append(_title(row, sample, words))
+        titles.append(_title(row, sample, caption))
         height, width = sample["image"].shape[1:]
         singles.append(_draw(sample, classes, mapper.image_format, max(1.0, _MIN_SIDE / min(height, width))))
         small.append(_draw(sample, classes, mapper.image_format, _WIDTH / max(height, width)))
@@ -136,16 +154,16 @@ def draw_samples(samples: list[tuple[dict, str]], classes: list[str], mapper: Da
         raise GNDetError(f"--out {folder} cannot be written to: {error.strerror}.") from None
 
 
-def _title(row: dict, sample: dict, words: str) -> str:
+def _title(row: dict, sample: dict, caption: str) -> str:
     height, width = sample["image"].shape[1:]
-    objects, left = sum(not a.get("iscrowd") for a in row.get("annotations", [])), len(sample.get("instances", ()))
-    number = f"{objects} object{'s' * (objects != 1)}" if left == objects else f"{left} of {objects} objects left"
-    name = Path(row["file_name"]).name + (f": {words}" if words else "")
+    objects, kept = sum(not a.get("iscrowd") for a in row.get("annotations", [])), len(sample.get("instances", ()))
+    number = f"{objects} object{'s' * (objects != 1)}" if kept == objects else f"{kept} of {objects} objects kept"
+    name = Path(row["file_name"]).name + (f": {caption}" if caption else "")
     return f"{name}\n{row['width']} x {row['height']} -> {width} x {height}, {number}"
 
 
 def _draw(sample: dict, classes: list[str], image_format: str, scale: float) -> np.ndarray:
-    """(H, W, 3) RGB: boxes, masks and names, one colour a class."""
+    """Return the image with boxes, masks, and class names, one color per class: (H, W, 3), RGB, uint8."""
     from detectron2.utils.visualizer import Visualizer
 
     image = convert_image_to_rgb(sample["image"].permute(1, 2, 0).numpy(), image_format)

@@ -1,4 +1,4 @@
-"""COCO AP and AR of detections in a file (COCO's result format), through the evaluator that training uses."""
+"""Compute the COCO AP and AR of detections in a file, with the same evaluator as in training."""
 
 import argparse
 import tempfile
@@ -13,11 +13,15 @@ from ..evaluation.evaluator import evaluate_detections
 def cli() -> None:
     """Run the command with the arguments of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--annotations", required=True, metavar="JSON", help="the truth, in COCO's format")
+    parser.add_argument("--annotations", required=True, metavar="JSON", help="ground truth in COCO format")
     parser.add_argument(
-        "--detections", required=True, metavar="JSON", nargs="+", help="one file or more, each evaluated"
+        "--detections",
+        required=True,
+        metavar="JSON",
+        nargs="+",
+        help="files in COCO's result format, each evaluated separately",
     )
-    parser.add_argument("--digits", type=int, default=1, help="digits shown after the point (default: 1)")
+    parser.add_argument("--digits", type=int, default=1, metavar="N", help="decimal places (default: %(default)s)")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

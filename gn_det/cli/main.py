@@ -1,4 +1,4 @@
-"""The command ``gn-det``: it dispatches to the module of each command."""
+"""The entry point of ``gn-det``, which runs the module of the requested subcommand."""
 
 import importlib
 import sys
@@ -9,23 +9,23 @@ from ..errors import GNDetError, did_you_mean
 from ..launch.tool import run_tool
 
 COMMANDS = {
-    "train": "train a detector, or evaluate one",
-    "predict": "find objects in images and videos with a trained detector",
-    "report": "write one HTML page about a run",
-    "compare": "compare runs in a table and a picture",
-    "norms": "train with each norm at each batch size, and compare their AP",
+    "train": "train a detector, or evaluate one with --eval-only",
+    "predict": "detect objects in images and videos with a trained detector",
+    "report": "write an HTML report of a run",
+    "compare": "compare the AP of runs in a table and a picture",
+    "norms": "train with each norm at each batch size, and compare the AP",
     "browse": "draw samples of a data set, and check its annotations",
-    "analyze": "count parameters, FLOPs, activations and memory by part",
+    "analyze": "count a model's parameters, FLOPs, activations, and memory",
     "evaluate": "compute the COCO AP of detections in a file",
-    "zoo": "list published weights, and fetch them",
+    "zoo": "list and download the pretrained weights of the model zoo",
     "convert": "convert weights of another library to detectron2's names",
     "verify": "recompute a published AP from the published detections",
-    "benchmark": "time gn_det beside stock detectron2",
+    "benchmark": "compare the speed and memory of gn_det and stock detectron2",
 }
 
 
 def main() -> None:
-    """Run ``gn-det COMMAND ...``. The exit code is that of the command; 2 for a mistake of the user."""
+    """Run ``gn-det COMMAND ...`` and exit with the command's exit code, which is 2 for a user error."""
     run_tool(_dispatch)
 
 
@@ -39,10 +39,10 @@ def _dispatch() -> None:
         sys.argv = [f"{Path(sys.argv[0]).name} {name}", *sys.argv[2:]]
         importlib.import_module(f"{__package__}.{name}").cli()
     else:
-        raise GNDetError(f"There is no command {name!r}{did_you_mean(name, list(COMMANDS))}.")
+        raise GNDetError(f"{name!r} is not a command{did_you_mean(name, list(COMMANDS))}.")
 
 
 def _help() -> str:
     lines = [f"  {name:<11}{text}" for name, text in COMMANDS.items()]
     head = "usage: gn-det COMMAND ...\n\nGroup Normalization for object detection with detectron2.\n\ncommands:"
-    return "\n".join([head, *lines, "\n'gn-det COMMAND --help' shows the arguments of a command."])
+    return "\n".join([head, *lines, "\nRun 'gn-det COMMAND --help' for the arguments of a command."])

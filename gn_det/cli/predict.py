@@ -1,4 +1,4 @@
-"""Find objects in images and videos with a trained model; draw them, or write them to a file."""
+"""Detect objects in images and videos with a trained model, and draw them or write them to a JSON file."""
 
 import argparse
 import sys
@@ -12,20 +12,32 @@ def cli() -> None:
     """Run the command with the arguments of the process."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Nothing is overwritten. Exit code 0; 1 if inputs were skipped, each of which is named; 2 if all were.",
+        epilog="Existing files are never overwritten. The exit code is 0 on success, 1 if some inputs could not be read "
+        "(each is reported), and 2 if none could be read or an argument is wrong.",
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images, videos, folders of these, glob patterns")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images, videos, folders of these, or glob patterns")
     parser.add_argument(
-        "--model", required=True, help="OUTPUT_DIR of a run, a checkpoint that remembers its config, or gn_det://NAME"
+        "--model",
+        required=True,
+        metavar="RUN",
+        help="OUTPUT_DIR of a run, a checkpoint that contains its config, or gn_det://NAME of the model zoo",
     )
-    parser.add_argument("--config", help="path or shipped name, for a checkpoint that does not remember its config")
     parser.add_argument(
-        "--out", metavar="DIR", help="new folder for pictures (default: predictions, or none if --json is given alone)"
+        "--config", metavar="FILE", help="path or shipped name of the config, if the checkpoint does not contain it"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="new folder for the pictures (default: predictions; with --json, no pictures)"
     )
     parser.add_argument("--json", metavar="FILE", help="new file for the detections, in COCO's result format")
-    parser.add_argument("--min-score", type=float, default=0.5, help="drawn and written above this (default: 0.5)")
-    parser.add_argument("--batch-size", type=int, default=1, help="images at a time (default: 1)")
-    parser.add_argument("--device", help="cpu, cuda, or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="draw and write only detections above this score (default: 0.5)",
+    )
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per batch (default: 1)")
+    parser.add_argument("--device", help="cpu, cuda, or cuda:N (default: a GPU if one is available)")
     args = parser.parse_args()
     model = (args.config, args.model) if args.config else (args.model,)
     predictor = Predictor(*model, device=args.device, batch_size=args.batch_size, min_score=args.min_score)

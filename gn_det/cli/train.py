@@ -1,4 +1,4 @@
-"""Train a model, or with --eval-only evaluate one."""
+"""Train a model, or evaluate one with --eval-only."""
 
 from ..launch.arguments import argument_parser
 from ..launch.processes import launch
@@ -9,7 +9,9 @@ def cli() -> None:
     """Run the command with the arguments of the process."""
     parser = argument_parser(__doc__)
     parser.add_argument(
-        "--weights", metavar="FILE", help="MODEL.WEIGHTS: a path, a URL, or gn_det://NAME of the model zoo"
+        "--weights",
+        metavar="FILE",
+        help="weights to start from or to evaluate (MODEL.WEIGHTS): a path, a URL, or gn_det://NAME of the model zoo",
     )
     args = parser.parse_args()
     if args.weights:

@@ -1,4 +1,4 @@
-"""The model zoo: list what there is, fetch weights, write MODEL_ZOO.md."""
+"""List the pretrained weights of the model zoo, download them, or write MODEL_ZOO.md."""
 
 import argparse
 
@@ -17,7 +17,7 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    for name in [zoo.get_entry(name).name for name in args.names]:  # all looked up before the first is fetched
+    for name in [zoo.get_entry(name).name for name in args.names]:  # check all names before the first download
         print(zoo.get_weights(name))
 
 
@@ -29,13 +29,15 @@ def cli() -> None:
     """Run the command with the arguments of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("list", help="names, and the AP that was published").set_defaults(run=_list)
-    fetch = commands.add_parser("fetch", help="fetch weights into the cache, and print where they lie")
-    fetch.add_argument("names", nargs="+", metavar="NAME")
+    commands.add_parser("list", help="list names and published AP").set_defaults(run=_list)
+    fetch = commands.add_parser("fetch", help="download weights into the cache, and print their path")
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="name in the model zoo")
     fetch.set_defaults(run=_fetch)
     table = commands.add_parser("table", help="write MODEL_ZOO.md")
-    table.add_argument("--results", default="results", metavar="DIR", help="the folder of records (default: results)")
-    table.add_argument("--out", default="MODEL_ZOO.md", metavar="FILE", help="the page (default: MODEL_ZOO.md)")
+    table.add_argument(
+        "--results", default="results", metavar="DIR", help="folder of result records (default: %(default)s)"
+    )
+    table.add_argument("--out", default="MODEL_ZOO.md", metavar="FILE", help="file to write (default: %(default)s)")
     table.set_defaults(run=_table)
     args = parser.parse_args()
     args.run(args)

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, FLOPs, activations and memory, by part."""
+"""Measure what a model costs by part: parameters, FLOPs, activations, and memory."""

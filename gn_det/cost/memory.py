@@ -1,7 +1,8 @@
-"""Memory of a step, measured without a GPU: on PyTorch's meta device tensors have sizes and no values.
+"""Measure the memory of training and inference without a GPU.
 
-Counted are the bytes of all storages that are alive at once, each once however many tensors share it: what PyTorch's
-caching allocator would call allocated, but for the workspaces of cuDNN.
+The model can be on PyTorch's meta device, where tensors have sizes but no values. Memory is the number
+of bytes of all storages that are alive at the same time; a storage that several tensors share counts
+once. This is what PyTorch's caching allocator would report as allocated, except for cuDNN's workspaces.
 """
 
 from collections import Counter
@@ -16,42 +17,46 @@ from .parts import RCNNParts
 
 
 class LiveStorages(TorchDispatchMode):
-    """While it is entered: the storages that were made and are alive, and the part of the model that made each.
+    """Track the storages that are allocated in a ``with`` block and which part of the model allocated each.
 
-    Parameters and buffers are left out. A weak reference keeps a storage's identity from being given to another one, and
-    not its bytes.
+    Parameters and buffers of the model are not counted. Storages are held by weak references, which
+    stop the id of a storage from being reused without keeping its memory alive.
 
     Attributes:
-        peak: the most bytes that were alive at once.
+        peak: the largest number of bytes that were alive at the same time.
     """
 
     def __init__(self, parts: RCNNParts):
         super().__init__()
         self.peak = 0
-        self._own = {_storage(tensor) for tensor in (*parts.parameters(), *parts.buffers())}
+        self._model_storages = {_storage(tensor) for tensor in (*parts.parameters(), *parts.buffers())}
         self._live: dict[StorageWeakRef, tuple[int, str]] = {}
-        self._running = ["images"]
+        self._running_parts = ["images"]  # a stack, because parts are nested; "images" is outside of all parts
         self._hooks: list = []
-        for part, name in parts.parts().items():
+        for part, name in parts.module_names().items():
             module = parts.get_submodule(name)
-            self._hooks.append(module.register_forward_pre_hook(lambda *_, part=part: self._running.append(part)))
-            self._hooks.append(module.register_forward_hook(lambda *_: self._running.pop() and None))
+            self._hooks.append(module.register_forward_pre_hook(lambda *_, part=part: self._running_parts.append(part)))
+            self._hooks.append(module.register_forward_hook(lambda *_: self._running_parts.pop() and None))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and (storage := _storage(tensor)) not in self._own:
-                self._live.setdefault(storage, (tensor.untyped_storage().nbytes(), self._running[-1]))
-        self.peak = max(self.peak, sum(self.by_part().values()))
+            if isinstance(tensor, torch.Tensor) and (storage := _storage(tensor)) not in self._model_storages:
+                self._live.setdefault(storage, (tensor.untyped_storage().nbytes(), self._running_parts[-1]))
+        self.peak = max(self.peak, sum(self.bytes_by_part().values()))
         return out
 
-    def by_part(self, without: Iterable[torch.Tensor] = ()) -> Counter[str]:
-        """Bytes that are alive, by the part that made them, but for the storages of some tensors."""
+    def bytes_by_part(self, exclude: Iterable[torch.Tensor] = ()) -> Counter[str]:
+        """Return the bytes that are alive now, by the part that allocated them.
+
+        Args:
+            exclude: tensors whose storages are not counted.
+        """
         self._live = {storage: row for storage, row in self._live.items() if not storage.expired()}
-        left_out = {_storage(tensor) for tensor in without}
+        excluded = {_storage(tensor) for tensor in exclude}
         total: Counter[str] = Counter()
         for storage, (size, part) in self._live.items():
-            total[part] += 0 if storage in left_out else size
+            total[part] += 0 if storage in excluded else size
         return total
 
     def __exit__(self, *error):
@@ -64,17 +69,24 @@ def _storage(tensor: torch.Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())
 
 
-def training_step(parts: RCNNParts, shape: tuple[int, int, int, int], momentum: bool = True) -> dict:
-    """The memory of one training step, in bytes. Gives the parameters gradients, for which it deletes those they had.
+def training_memory(parts: RCNNParts, shape: tuple[int, int, int, int], momentum: bool = True) -> dict:
+    """Run a forward and backward pass and measure the memory of one training step.
+
+    The gradients of the parameters are deleted.
 
     Args:
-        parts: on the meta device, or with values on another.
-        shape: (N, 3, H, W) of the images.
-        momentum: whether the optimizer keeps a value for each trained parameter.
+        parts: the model, on the meta device or on another one.
+        shape: (N, 3, H, W), the shape of the images.
+        momentum: whether the optimizer stores one value for each trained parameter.
 
     Returns:
-        {"weights", "gradients", "optimizer", "kept": {part: what the forward pass keeps for backward},
-        "peak": the most at any time, all of the above included}.
+        A dict with these keys. All values are in bytes.
+
+        - ``"weights"``: parameters and buffers
+        - ``"gradients"``: gradients of the trained parameters
+        - ``"optimizer"``: state of the optimizer
+        - ``"kept"``: {part: what its forward pass keeps for the backward pass}
+        - ``"peak"``: the most that is in use at any time, including all of the above
     """
     parts.train().zero_grad()
     weights = _bytes(parts.parameters()) + _bytes(parts.buffers())
@@ -82,15 +94,20 @@ def training_step(parts: RCNNParts, shape: tuple[int, int, int, int], momentum: 
     optimizer = trained if momentum else 0
     with LiveStorages(parts) as live:
         outputs = parts(torch.zeros(shape, device=next(parts.parameters()).device))
-        kept = live.by_part(without=outputs)
+        kept = live.bytes_by_part(exclude=outputs)
         torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
     parts.zero_grad()
     peak = weights + optimizer + live.peak
     return {"weights": weights, "gradients": trained, "optimizer": optimizer, "kept": kept, "peak": peak}
 
 
-def inference(parts: RCNNParts, shape: tuple[int, int, int, int]) -> int:
-    """The most bytes alive at any time while ``parts`` goes over images of (N, 3, H, W), weights included."""
+def inference_memory(parts: RCNNParts, shape: tuple[int, int, int, int]) -> int:
+    """Run the model without gradients and return its peak memory in bytes, including the weights.
+
+    Args:
+        parts: the model, on the meta device or on another one.
+        shape: (N, 3, H, W), the shape of the images.
+    """
     parts.eval()
     with torch.no_grad(), LiveStorages(parts) as live:
         parts(torch.zeros(shape, device=next(parts.parameters()).device))

@@ -1,8 +1,9 @@
-"""An R-CNN of detectron2 as its parts (stem, res2, ..., FPN, RPN, box head, mask head), run on RoIs that are given.
+"""Run the layers of a detectron2 R-CNN part by part (stem, res2, ..., FPN, RPN, heads) on fixed RoIs.
 
-The RoIs of a model with random weights are arbitrary, so what depends on values is left out: the choice of proposals,
-their sampling, the losses, NMS and the pasting of masks. None of it has parameters. What is left are the layers, whose
-cost depends on sizes alone, and which also run on PyTorch's meta device (sizes without values).
+The RoIs of a model with random weights are arbitrary. Therefore all steps that depend on values are left
+out: proposal selection and sampling, losses, NMS, and mask pasting. None of them has parameters. The cost
+of the remaining layers depends only on sizes, and they also run on PyTorch's meta device, where tensors
+have sizes but no values.
 """
 
 from typing import Any
@@ -17,21 +18,23 @@ from torch import nn
 
 from ..errors import GNDetError
 
-_SMALLEST = 16.0  # pixels of the smallest RoI's side; their cost does not depend on it
+_MIN_ROI_SIDE = 16.0  # side of the smallest RoI in pixels; the cost of an RoI does not depend on its size
 
 
 class RCNNParts(nn.Module):
     """The layers of a GeneralizedRCNN, from a batch of images to logits.
 
     Args:
-        rois: RoIs an image for the box head.
-        masks: RoIs an image for the mask head.
+        model: a model that detectron2 built.
+        box_rois: number of RoIs per image for the box head.
+        mask_rois: number of RoIs per image for the mask head.
 
     Raises:
-        GNDetError: the model is built otherwise than of a backbone, an RPN and detectron2's standard or C4 heads.
+        GNDetError: the model does not consist of a backbone, an RPN, and detectron2's standard or C4
+            heads.
     """
 
-    def __init__(self, model: Any, rois: int, masks: int):
+    def __init__(self, model: Any, box_rois: int, mask_rois: int):
         super().__init__()
         _check(model)
         heads: Any = model.roi_heads
@@ -41,20 +44,32 @@ class RCNNParts(nn.Module):
         self.box: nn.Module = _C4BoxHead(heads) if c4 else _BoxHead(heads)
         if heads.mask_on:
             self.mask: nn.Module = _C4MaskHead(heads) if c4 else _MaskHead(heads)
-        self.rois, self.masks = rois, masks
+        self.box_rois, self.mask_rois = box_rois, mask_rois
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Images (N, 3, H, W), normalised and padded -> all logits and deltas that are predicted."""
+        """Run all parts on a batch of images.
+
+        Args:
+            images: (N, 3, H, W), normalized and padded.
+
+        Returns:
+            all predicted logits and box deltas: those of the RPN for each level, of the box head, and
+            of the mask head.
+        """
         features = self.backbone(images)
         objectness, deltas = self.rpn(features)
-        predictions, pooled = self.box(features, _boxes(images, self.rois))
+        predictions, pooled = self.box(features, _boxes(images, self.box_rois))
         outputs = [*objectness, *deltas, *predictions]
         if hasattr(self, "mask"):
-            outputs.append(self.mask(features, _boxes(images, self.masks), pooled))
+            outputs.append(self.mask(features, _boxes(images, self.mask_rois), pooled))
         return outputs
 
-    def parts(self) -> dict[str, str]:
-        """Name of a part -> name of its module here; an outer one ("FPN") stands after those within it ("backbone res5")."""
+    def module_names(self) -> dict[str, str]:
+        """Return {part: name of its module in this model}.
+
+        Parts can be nested. An outer part ("FPN") comes after the parts that it contains
+        ("backbone res5").
+        """
         bottom_up = "backbone.bottom_up" if hasattr(self.backbone, "bottom_up") else "backbone"
         names = {
             f"backbone {name}": f"{bottom_up}.{name}" for name, _ in self.get_submodule(bottom_up).named_children()
@@ -67,7 +82,7 @@ class RCNNParts(nn.Module):
 def _check(model: Any) -> None:
     heads: Any = getattr(model, "roi_heads", None)
     standard = isinstance(heads, StandardROIHeads) and type(heads).forward is StandardROIHeads.forward
-    known = (
+    supported = (
         isinstance(model, GeneralizedRCNN)
         and type(model.proposal_generator) is RPN
         and (isinstance(heads, Res5ROIHeads) or standard)
@@ -75,20 +90,21 @@ def _check(model: Any) -> None:
         and (not heads.mask_on or isinstance(heads.mask_head, BaseMaskRCNNHead))
         and (not heads.mask_on or getattr(heads, "mask_pooler", heads) is not None)
     )
-    if not known:
+    if not supported:
         raise GNDetError(
-            f"This model cannot be taken apart ({type(model).__name__} with {type(heads).__name__}): it has to be a "
-            "GeneralizedRCNN with RPN and detectron2's standard or C4 heads for boxes and masks, without key points."
+            f"This model ({type(model).__name__} with {type(heads).__name__}) cannot be split into parts; it must be a "
+            "GeneralizedRCNN with RPN and detectron2's standard or C4 heads for boxes and masks, without keypoints."
         )
 
 
 def _boxes(images: torch.Tensor, number: int) -> list[Boxes]:
-    """The same RoIs for each image: squares from _SMALLEST pixels to the image's short side, so that each level has some.
+    """Return the same RoIs for each image: squares of sizes that are spread over all FPN levels.
 
-    They are on the CPU also where the images have no values, as they choose the level that they are pooled from.
+    Their sides range from _MIN_ROI_SIDE to the short side of the image. They are always on the CPU with
+    real values, even if the images are on the meta device, because a RoI's size selects its FPN level.
     """
     count, _, height, width = (int(size) for size in images.shape)
-    side = torch.linspace(_SMALLEST, min(height, width), number)
+    side = torch.linspace(_MIN_ROI_SIDE, min(height, width), number)
     zero = torch.zeros_like(side)
     return [Boxes(torch.stack([zero, zero, side, side], dim=1)) for _ in range(count)]
 
@@ -134,7 +150,11 @@ class _C4BoxHead(nn.Module):
 
 
 class _C4MaskHead(nn.Module):
-    """In training the masks are predicted from the box head's features, in inference from those of the detections."""
+    """The mask head of a C4 model.
+
+    In training, it uses the features that the box head has pooled; in inference, it pools the
+    detections.
+    """
 
     def __init__(self, heads: Res5ROIHeads):
         super().__init__()

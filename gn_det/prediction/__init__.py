@@ -1,1 +1,1 @@
-"""A trained model on images, folders and videos."""
+"""Run a trained model on images, folders, and videos."""

@@ -1,8 +1,10 @@
-"""Images of every kind -> what a model takes: (height, width, 3), BGR, uint8.
+"""Read images of many formats into the array that a model takes: (height, width, 3), BGR, uint8.
 
-Files are read as in training, by detectron2: turned as their EXIF data say, gray and palette spread to three channels,
-alpha dropped (not blended), CMYK converted, the first picture of several. 16-bit gray, which it would clip at 255, is scaled
-by its whole range. What has no known range (floats, 32-bit integers) is refused.
+Files are read as in training, by detectron2. EXIF orientation is applied, gray and palette images
+are expanded to three channels, alpha is dropped (not blended), CMYK is converted, and the first
+picture of a multi-picture file is used. The only difference is that 16-bit gray is scaled by its
+full range, because detectron2 would clip it at 255. Images whose value range is unknown (floats,
+32-bit integers) are refused.
 """
 
 import glob
@@ -18,77 +20,89 @@ from PIL import Image
 
 from ..errors import GNDetError
 
-# Of what lies in a folder, what is tried. HEIC is not read, and so is named rather than passed over.
+# The suffixes of the files that are read from a folder. HEIC cannot be read; it is listed so that
+# such a file leads to an error instead of being ignored.
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()
 )
-# Pillow knows more, and for some starts other programs (for EPS Ghostscript). Not each Pillow has AVIF.
+# Pillow supports more formats, but starts other programs for some of them (Ghostscript for EPS).
+# Not every build of Pillow has AVIF.
 Image.init()
 _FORMATS = [name for name in "AVIF BMP DIB GIF JPEG JPEG2000 PNG PPM TIFF WEBP".split() if name in Image.OPEN]
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file as (height, width, 3), BGR, uint8.
+    """Read an image file.
+
+    Returns:
+        the pixels, (height, width, 3), BGR, uint8.
 
     Raises:
-        GNDetError: it is not there, is no image, is cut off or too large, or its pixels have no known range.
+        GNDetError: the file does not exist, is not an image, is truncated or too large, or its pixels
+            have no known range.
     """
     if not os.path.isfile(path):
-        raise GNDetError(f"{path} is {'a folder' if os.path.isdir(path) else 'not there'}.")
+        raise GNDetError(f"{path} {'is a folder, not an image file' if os.path.isdir(path) else 'does not exist'}.")
     try:
-        # Not by its path: Pillow would map some TIFFs into memory, and misread those that are turned.
+        # Open the file here: given a path, Pillow maps some TIFFs into memory and misreads rotated ones.
         with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
             return _from_pil(image)
     except GNDetError as error:
         raise GNDetError(f"{path}: {error}") from None
-    except Exception as error:  # there is no end to what decoders raise on bytes that are no image
+    except Exception as error:  # decoders raise exceptions of any type on damaged files
         raise GNDetError(f"{path} cannot be read as an image: {_reason(path, error)}.") from None
 
 
 def _reason(path: str | Path, error: Exception) -> str:
+    """Describe in a clause why the file cannot be read."""
     if not os.path.getsize(path):
         return "it is empty"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "it is in none of the formats that are read, or damaged"
+        return "its format is not supported, or it is damaged"
     text = getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else type(error).__name__
     return text.rstrip(".")
 
 
 def as_bgr(image: object) -> np.ndarray:
-    """A PIL image, or an array (height, width[, 1, 3 or 4]) of uint8 in BGR(A), as (height, width, 3), BGR, uint8.
+    """Convert an image in memory to (height, width, 3), BGR, uint8.
+
+    Args:
+        image: a PIL image, or a uint8 array of shape (height, width) or (height, width, 1) for gray,
+            (height, width, 3) for BGR, or (height, width, 4) for BGRA.
 
     Raises:
-        GNDetError: it is something else, or has no pixels.
+        GNDetError: the image has another type or shape, or no pixels.
     """
     if isinstance(image, Image.Image):
         try:
             return _from_pil(image)
-        except (OSError, ValueError, SyntaxError) as error:  # opened, and read only now
+        except (OSError, ValueError, SyntaxError) as error:  # an opened file is decoded only now
             raise GNDetError(f"The PIL image cannot be used: {error}") from None
     if not isinstance(image, np.ndarray):
         raise GNDetError(
-            f"A {type(image).__name__} is no image: pass a path, an array, a PIL image, or a list of these."
+            f"The input is of type {type(image).__name__}; pass a path, an array, a PIL image, or a list of these."
         )
     if image.dtype != np.uint8:
-        raise GNDetError(f"The array is of type {image.dtype}: pass uint8, from 0 to 255.")
+        raise GNDetError(f"The array has dtype {image.dtype}; it must be uint8, with values from 0 to 255.")
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
         raise GNDetError(
-            f"The array's shape is {image.shape}: pass (height, width, 3), in BGR, or (height, width) for gray."
+            f"The array has shape {image.shape}; it must be (height, width, 3) in BGR, or (height, width) for gray."
         )
     if not image.size:
-        raise GNDetError(f"The array's shape is {image.shape}: it has no pixels.")
+        raise GNDetError(f"The array has shape {image.shape} and contains no pixels.")
     return _three_channels(image) if image.ndim == 2 or image.shape[2] == 1 else image[:, :, :3]
 
 
 def _from_pil(image: Image.Image) -> np.ndarray:
     if 0 in image.size:
         raise GNDetError(f"it has {image.size[0]} x {image.size[1]} pixels.")
-    image.load()  # Pillow turns a TIFF then; detectron2 alone would turn it twice
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # PNG's 16 bits before Pillow 11
+    image.load()  # Pillow applies a TIFF's orientation here; detectron2 alone would apply it twice
+    # Before version 11, Pillow reads 16-bit PNGs in mode "I".
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return _three_channels((np.asarray(_apply_exif_orientation(image)) >> 8).astype(np.uint8))
     if image.mode in ("F", "I"):
         kind = {"F": "floats", "I": "32-bit integers"}[image.mode]
-        raise GNDetError(f"its pixels are {kind}, whose range nobody knows: save it with 8 or 16 bits a channel.")
+        raise GNDetError(f"its pixels are {kind}, whose value range is unknown; save it with 8 or 16 bits per channel.")
     return convert_PIL_to_numpy(_apply_exif_orientation(image), "BGR")
 
 
@@ -97,20 +111,28 @@ def _three_channels(gray: np.ndarray) -> np.ndarray:
 
 
 def find_files(source: str | Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[str]:
-    """The files of a path, of a folder (those with the suffixes, sorted, without its folders) or of a glob pattern.
+    """List the files that a path, a folder, or a glob pattern stands for.
+
+    Args:
+        source: a file (returned unchanged, even if it does not exist), a folder (its files with one of
+            the suffixes, sorted, without hidden files and subfolders), or a glob pattern (the files that
+            match, sorted).
+        suffixes: lower-case suffixes of the files to take from a folder.
 
     Raises:
-        GNDetError: there are none, or it is a URL.
+        GNDetError: the folder or pattern yields no file, or the source is a URL.
     """
     name = os.path.expanduser(source)
     if "://" in name:
-        raise GNDetError(f"{name} is a URL, and only files are read: download it first.")
+        raise GNDetError(f"{name} is a URL, but only local files can be read; download it first.")
     if os.path.isdir(name):
         paths = [os.path.join(name, file) for file in sorted(os.listdir(name)) if not file.startswith(".")]
         files = [path for path in paths if os.path.isfile(path) and Path(path).suffix.lower() in suffixes]
         if not files:
             below = os.path.join(name, "*", "*")
-            raise GNDetError(f"The folder {name} holds no images itself; {below} would name those of its folders.")
+            raise GNDetError(
+                f"The folder {name} contains no images itself; use the pattern {below} for those in its subfolders."
+            )
         return files
     if os.path.exists(name) or not glob.has_magic(name):
         return [name]
@@ -121,25 +143,33 @@ def find_files(source: str | Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -
 
 
 def read_all(inputs: object) -> Iterator[tuple[str | int, np.ndarray | GNDetError]]:
-    """Each image of one input or of an iterable of them: (path, or position where it has none; the image, or why not)."""
-    one = isinstance(inputs, str | os.PathLike | np.ndarray | Image.Image)
+    """Read every image of one input, or of an iterable of inputs.
+
+    Args:
+        inputs: a path, folder, glob pattern, array, or PIL image, or an iterable of these.
+
+    Yields:
+        for each image, its path (for an image in memory, its position among the inputs) and its pixels,
+        (height, width, 3), BGR, uint8. If the image cannot be read, the error replaces the pixels.
+    """
+    single = isinstance(inputs, str | os.PathLike | np.ndarray | Image.Image)
     try:
-        sources = iter([inputs] if one else inputs)  # type: ignore[call-overload]
+        sources = iter([inputs] if single else inputs)  # type: ignore[call-overload]
     except TypeError:
         sources = iter([inputs])
     for position, source in enumerate(sources):
         if not isinstance(source, str | os.PathLike):
-            yield position, _attempt(partial(as_bgr, source))
+            yield position, _result_or_error(partial(as_bgr, source))
             continue
-        files = _attempt(partial(find_files, os.fspath(source)))
+        files = _result_or_error(partial(find_files, os.fspath(source)))
         if isinstance(files, GNDetError):
             yield os.fspath(source), files
             continue
         for path in files:
-            yield path, _attempt(partial(read_image, path))
+            yield path, _result_or_error(partial(read_image, path))
 
 
-def _attempt(call: Callable[[], Any]) -> Any:
+def _result_or_error(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except GNDetError as error:

@@ -1,4 +1,4 @@
-"""A trained model that takes images: files, folders, arrays, in batches."""
+"""Run a trained model on images: files, folders, arrays, and streams, in batches."""
 
 import os
 from collections.abc import Iterator
@@ -23,44 +23,55 @@ from .trained import find_trained, load_trained
 
 @dataclass
 class Prediction:
-    """What :meth:`Predictor.stream` gives for an image.
+    """The result for one image, from :meth:`Predictor.stream`.
 
     Attributes:
-        name: the file's path, or the position among the inputs of an image that is no file.
-        image: (height, width, 3), BGR, uint8; None where it could not be read.
-        instances: ``pred_boxes`` (x0, y0, x1, y1 in the image's pixels), ``scores`` (0 to 1, falling), ``pred_classes`` and,
-            of a model with masks, ``pred_masks`` (number, height, width), on the CPU; None where it could not be read.
-        problem: why it could not be read, in a sentence; else None.
+        name: the file's path, or, for an image in memory, its position among the inputs.
+        image: the pixels, (height, width, 3), BGR, uint8; None if the image could not be read.
+        instances: the objects, on the CPU; None if the image could not be read. Fields: ``pred_boxes``
+            (x0, y0, x1, y1 in pixels of the image), ``scores`` (0 to 1, in descending order),
+            ``pred_classes``, and, for a model with masks, ``pred_masks`` (number, height, width).
+        problem: a sentence that explains why the image could not be read; None if it was read.
     """
 
     name: str | int
-    image: np.ndarray = None  # type: ignore[assignment]
-    instances: Instances = None
+    image: np.ndarray | None = None
+    instances: Instances | None = None
     problem: str | None = None
 
 
 class Predictor:
-    """A trained model, from what it left, for images as one has them.
+    """Load a trained model and run it on images.
 
-    For one image the outputs are those of detectron2's ``DefaultPredictor``. Batches do not change them: only images that
-    have the same size for the model share a batch, as the padding of others would count in GN's statistics.
+    For a single image, the outputs equal those of detectron2's ``DefaultPredictor``. Batching does not
+    change the outputs: only images with the same size at the model's input share a batch, because
+    padding would enter the statistics of GN.
 
     Args:
-        model: the ``OUTPUT_DIR`` of a run (``model_final.pth``, else its last checkpoint); a checkpoint that remembers its
-            config, as gn_det's do; ``gn_det://NAME`` of the model zoo; or with ``weights`` a config: shipped name, path or
-            ``CfgNode``.
-        weights: a file, or a URI that detectron2 knows; of an ``OUTPUT_DIR`` also a name in it (``model_best.pth``).
-        device: "cpu" or "cuda"; without it a GPU, where there is one.
-        batch_size: images that go through the model together; more is faster on a GPU.
-        min_score: detections must score above this; without it above ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` (0.05).
+        model: one of
+
+            - the ``OUTPUT_DIR`` of a run (its ``model_final.pth`` is used, or its last checkpoint if that
+              file does not exist);
+            - a checkpoint that contains its config, as those of gn_det do;
+            - ``gn_det://NAME`` from the model zoo;
+            - a config (shipped name, path, or ``CfgNode``), together with ``weights``.
+        weights: a file, or a URI that detectron2 can open; if ``model`` is an ``OUTPUT_DIR``, also the
+            name of a file in it, such as ``model_best.pth``.
+        device: "cpu", "cuda", or "cuda:N"; by default, a GPU if one is available.
+        batch_size: maximum number of images per forward pass; larger batches are faster on a GPU.
+        min_score: return only detections with a score above this value; by default,
+            ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` (0.05).
 
     Attributes:
-        cfg, model: as they are used.
-        classes: the names, in the order of ``pred_classes``.
-        category_ids: of the classes in the data set that was trained on, where they are known, else 0, 1, ...
+        cfg: the config in use.
+        model: the model in use, in evaluation mode.
+        classes: the class names, in the order of ``pred_classes``.
+        category_ids: for each class, its category id in the data set that the model was trained on;
+            0, 1, ... if these ids are unknown.
 
     Raises:
-        GNDetError: something is not there, cannot be read, or the weights are not the model's.
+        GNDetError: an argument is invalid, the model or weights do not exist or cannot be read, or the
+            weights do not fit the model.
     """
 
     def __init__(
@@ -73,13 +84,13 @@ class Predictor:
         min_score: float | None = None,
     ):
         if batch_size < 1:
-            raise GNDetError(f"The batch size is {batch_size}, and must be at least 1.")
+            raise GNDetError(f"The batch size is {batch_size}; it must be at least 1.")
         if min_score is not None and not 0 <= min_score <= 1:
-            raise GNDetError(f"The lowest score is {min_score}, and must be from 0 to 1.")
+            raise GNDetError(f"The minimum score is {min_score}; it must be between 0 and 1.")
         self.batch_size = batch_size
         self.cfg, self.classes, self.category_ids = find_trained(model, weights)
         self.cfg.MODEL.DEVICE = choose_device(device)
-        if min_score is not None:  # so no mask is made of what is dropped
+        if min_score is not None:  # filter inside the model, so that it predicts no masks for dropped boxes
             self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(min_score)
         self.model = load_trained(self.cfg)
         size = self.cfg.INPUT.MIN_SIZE_TEST
@@ -87,40 +98,57 @@ class Predictor:
 
     @property
     def metadata(self) -> Metadata:
-        """The class names, as detectron2's ``Visualizer`` takes them."""
+        """The class names in the form that detectron2's ``Visualizer`` accepts."""
         return Metadata(thing_classes=self.classes)
 
     def __call__(self, inputs: object) -> Instances | list[Instances]:
-        """The objects in an image, or in several.
+        """Detect the objects in one or several images.
 
         Args:
-            inputs: a path, an array (height, width, 3) of uint8 in BGR (gray and BGRA too), or a PIL image: one image.
-                A folder, a glob pattern, or a list of any of these: several.
+            inputs: for one image, a path, a PIL image, or a uint8 array (height, width, 3) in BGR (gray
+                and BGRA are accepted too); for several images, a folder, a glob pattern, or a list of
+                any of these.
 
         Returns:
-            ``Instances`` as in :class:`Prediction`, for several a list of them, in order (a folder's by name).
+            the instances of the image (see :class:`Prediction`); for several images, a list of
+            instances in the order of the inputs (the files of a folder are sorted by name).
 
         Raises:
-            GNDetError: an input is no image or cannot be read. :meth:`stream` goes on instead.
+            GNDetError: an input cannot be read as an image. Use :meth:`stream` to skip such inputs.
         """
-        found = [prediction.instances for prediction in self._all(inputs)]
-        one = isinstance(inputs, np.ndarray | Image.Image) or (
+        found = [instances for _, instances in self._predict(inputs)]
+        single = isinstance(inputs, np.ndarray | Image.Image) or (
             isinstance(inputs, str | os.PathLike) and os.path.isfile(os.path.expanduser(inputs))
         )
-        return found[0] if one else found
+        return found[0] if single else found
 
     def coco(self, inputs: object) -> list[dict]:
-        """All objects in the inputs (as in a call) in COCO's result format: the :meth:`rows` of each image."""
-        return [row for prediction in self._all(inputs) for row in self.rows(prediction)]
+        """Detect objects and return them in COCO's result format.
 
-    def rows(self, prediction: Prediction) -> list[dict]:
-        """An image's objects in COCO's result format, ready for ``json.dump``; none of one that could not be read.
+        Args:
+            inputs: see :meth:`__call__`.
 
         Returns:
-            [{"file_name": path, or "image_id": position, "category_id": one of :attr:`category_ids`, "bbox": [x, y, width,
-            height], "score": 0 to 1, "segmentation": run-length mask}]
+            the :meth:`rows` of all images in one list.
+
+        Raises:
+            GNDetError: an input cannot be read as an image.
         """
-        if prediction.problem:
+        return [row for prediction, _ in self._predict(inputs) for row in self.rows(prediction)]
+
+    def rows(self, prediction: Prediction) -> list[dict]:
+        """Convert the instances of one image to COCO's result format, ready for ``json.dump``.
+
+        Returns:
+            one dict per object, with these keys; an empty list if the image could not be read.
+
+            - ``"file_name"``: the image's path; for an image in memory, ``"image_id"``: its position
+            - ``"category_id"``: one of :attr:`category_ids`
+            - ``"bbox"``: [x, y, width, height] in pixels of the image
+            - ``"score"``: from 0 to 1
+            - ``"segmentation"``: run-length encoded mask, if the model predicts masks
+        """
+        if prediction.instances is None:
             return []
         rows = instances_to_coco_json(prediction.instances, prediction.name)
         for row in rows:
@@ -129,17 +157,20 @@ class Predictor:
             return [{"file_name": row.pop("image_id")} | row for row in rows]
         return rows
 
-    def _all(self, inputs: object) -> Iterator[Prediction]:
+    def _predict(self, inputs: object) -> Iterator[tuple[Prediction, Instances]]:
+        """Yield each prediction and its instances; raise a GNDetError at the first unreadable image."""
         for prediction in self.stream(inputs):
-            if prediction.problem:
+            if prediction.instances is None:
                 raise GNDetError(prediction.problem)
-            yield prediction
+            yield prediction, prediction.instances
 
     def stream(self, inputs: object) -> Iterator[Prediction]:
-        """One image after the other, in order, with no more than a batch in memory; for any number of images.
+        """Yield one prediction per image, in order, with at most one batch of images in memory.
+
+        An image that cannot be read yields a prediction with a ``problem``.
 
         Args:
-            inputs: as in a call, or any iterable of such, a generator for one.
+            inputs: as for :meth:`__call__`, or any iterable of such inputs, such as a generator.
         """
         batch: list[tuple[Prediction, dict]] = []
         for name, image in read_all(inputs):
@@ -156,7 +187,11 @@ class Predictor:
         yield from self._flush(batch)
 
     def _sample(self, image: np.ndarray) -> dict:
-        """The model's input for an image, exactly as ``DefaultPredictor`` makes it, which fails on very thin ones."""
+        """Return the model's input for an image.
+
+        It is the same as in ``DefaultPredictor``, except that a side that would be scaled to 0 pixels
+        becomes 1 pixel; ``DefaultPredictor`` fails on such thin images.
+        """
         height, width = image.shape[:2]
         transform = self._resize.get_transform(image)
         if isinstance(transform, T.ResizeTransform) and not (transform.new_h and transform.new_w):
@@ -167,7 +202,7 @@ class Predictor:
         return {"image": torch.as_tensor(pixels), "height": height, "width": width}
 
     def _flush(self, batch: list[tuple[Prediction, dict]]) -> Iterator[Prediction]:
-        """Run the model on the batch, and empty it."""
+        """Run the model on the batch, yield the completed predictions, and empty the batch."""
         if not batch:
             return
         try:
@@ -175,8 +210,8 @@ class Predictor:
                 outputs = self.model([sample for _, sample in batch])
         except torch.cuda.OutOfMemoryError:
             raise GNDetError(
-                f"The GPU's memory does not hold a batch of {len(batch)} images of this size: take a smaller batch size, "
-                "a smaller INPUT.MIN_SIZE_TEST, or the CPU."
+                f"A batch of {len(batch)} images of this size does not fit into the GPU's memory; use a smaller batch "
+                "size, a smaller INPUT.MIN_SIZE_TEST, or the CPU."
             ) from None
         for (prediction, _), output in zip(batch, outputs, strict=True):
             prediction.instances = output["instances"].to("cpu")

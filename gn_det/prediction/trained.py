@@ -1,4 +1,4 @@
-"""From what a run left, or a config and weights, to a model that is used."""
+"""Load a trained model from a run folder, checkpoint, model zoo name, or config with weights."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..acceleration.inference import speed_up
+from ..acceleration.inference import accelerate_model
 from ..checkpoint import read_notes
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.uri import find_weights
@@ -21,31 +21,33 @@ from ..evaluation.run_folder import read_config
 from ..quiet import quiet
 from ..zoo import index as zoo
 
-_WEIGHTS = (".pth", ".pkl", ".pyth", ".safetensors")
+_WEIGHTS_SUFFIXES = (".pth", ".pkl", ".pyth", ".safetensors")
 
 
 def find_trained(
     model: str | os.PathLike | CfgNode, weights: str | os.PathLike | None = None
 ) -> tuple[CfgNode, list[str], list[int]]:
-    """The config of a trained model with its ``MODEL.WEIGHTS``, the names of its classes, and their category ids.
+    """Find the config, class names, and category ids of a trained model.
 
     Args:
-        model, weights: as :class:`gn_det.Predictor` takes them.
+        model: see :class:`gn_det.Predictor`.
+        weights: see :class:`gn_det.Predictor`.
 
     Returns:
-        the config, unfrozen; the names in the order of the model's classes; their ids in the data set that it was trained
-        on, where they are known, else 0, 1, ...
+        the config, not frozen, with ``MODEL.WEIGHTS`` and ``NUM_CLASSES`` set; the class names, in the
+        order of the model's classes; and their category ids in the data set that the model was
+        trained on, or 0, 1, ... if these are unknown.
 
     Raises:
-        GNDetError: something is not there or cannot be read.
+        GNDetError: the model, config, or weights do not exist or cannot be read.
     """
-    cfg, file = _find(model, weights)
+    cfg, file = _find_config_and_weights(model, weights)
     file = os.path.expanduser(file)
     file = _checkpoint_in(file) if os.path.isdir(file) else file
     notes = {} if file.startswith(zoo.URI) else read_notes(str(find_weights(file)))
     if cfg is None and "config" not in notes:
         raise GNDetError(
-            f"{file} does not remember its config: name its config too, or in its place the OUTPUT_DIR of its run."
+            f"{file} does not contain its config; pass the config too, or pass the OUTPUT_DIR of the run instead."
         )
     cfg = cfg or parse_config(notes["config"], f"The config in {file}")
     cfg.defrost()
@@ -57,11 +59,13 @@ def find_trained(
     return cfg, names, ids
 
 
-def _find(model: str | os.PathLike | CfgNode, weights: str | os.PathLike | None) -> tuple[CfgNode | None, str]:
-    """The config, or None where the weights hold it, and the weights."""
+def _find_config_and_weights(
+    model: str | os.PathLike | CfgNode, weights: str | os.PathLike | None
+) -> tuple[CfgNode | None, str]:
+    """Return the config (None if the weights must provide it) and a file, folder, or URI of weights."""
     name = "" if isinstance(model, CfgNode) else os.path.expanduser(model)
-    if weights and not os.path.isdir(name) and ("://" in name or name.endswith(_WEIGHTS)):
-        raise GNDetError(f"{name} and {weights} are both weights: name one, or a config and weights.")
+    if weights and not os.path.isdir(name) and ("://" in name or name.endswith(_WEIGHTS_SUFFIXES)):
+        raise GNDetError(f"{name} and {weights} are both weights; pass only one of them, or a config and weights.")
     if isinstance(model, CfgNode):
         cfg, file = model.clone(), weights or model.MODEL.WEIGHTS
     elif os.path.isdir(name):
@@ -69,13 +73,13 @@ def _find(model: str | os.PathLike | CfgNode, weights: str | os.PathLike | None)
     elif name.startswith(zoo.URI) or (name in zoo.names() and not weights):
         cfg = zoo.get_detector_config(name.removeprefix(zoo.URI))
         file = cfg.MODEL.WEIGHTS
-    elif "://" in name or name.endswith(_WEIGHTS):
+    elif "://" in name or name.endswith(_WEIGHTS_SUFFIXES):
         cfg, file = None, name
     else:
         cfg, file = _load_config(name), weights
     if not file:
-        what = "this CfgNode" if isinstance(model, CfgNode) else model
-        raise GNDetError(f"A config alone predicts nothing: with {what}, name the weights or the OUTPUT_DIR of a run.")
+        config = "The CfgNode" if isinstance(model, CfgNode) else model
+        raise GNDetError(f"{config} is only a config; pass weights or the OUTPUT_DIR of a run along with it.")
     return cfg, os.fspath(file)
 
 
@@ -85,11 +89,16 @@ def _load_config(name: str) -> CfgNode:
     except GNDetError as error:
         if os.path.isfile(name):
             raise
-        raise GNDetError(f"{name} is neither a folder, a checkpoint nor a config: {error}") from None
+        raise GNDetError(f"{name} is not a folder, a checkpoint, or a config: {error}") from None
 
 
 def _checkpoint_in(folder: str, weights: str | os.PathLike | None = None) -> str:
-    """``weights`` in the folder if they are there, else as they are; without them the final ones, or the last."""
+    """Return the checkpoint to use from a run folder.
+
+    Args:
+        weights: the name of a file in the folder, or another path or URI. Without it,
+            ``model_final.pth`` is used, or the last checkpoint if that file does not exist.
+    """
     if weights:
         inside = os.path.join(folder, weights)
         return inside if os.path.isfile(inside) else os.fspath(weights)
@@ -97,12 +106,17 @@ def _checkpoint_in(folder: str, weights: str | os.PathLike | None = None) -> str
     names = ["model_final.pth"] + ([Path(last.read_text().strip()).name] if last.is_file() else [])
     found = [file for name in names if (file := os.path.join(folder, name)) and os.path.isfile(file)]
     if not found:
-        raise GNDetError(f"{folder} holds no checkpoint yet: neither model_final.pth nor what last_checkpoint names.")
+        raise GNDetError(
+            f"{folder} contains no checkpoint: it has neither model_final.pth nor the file named in last_checkpoint."
+        )
     return found[0]
 
 
 def _classes(cfg: CfgNode, notes: dict) -> tuple[list[str], list[int]]:
-    """Names and category ids: the checkpoint's, else those of the config's data set if it is known here."""
+    """Return class names and category ids from the checkpoint, or else from the config's data sets.
+
+    Unknown names become "0", "1", ..., and unknown ids become 0, 1, ...
+    """
     sets = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if name in MetadataCatalog]
     known = next((metadata for metadata in sets if metadata.get("thing_classes")), Metadata(thing_classes=[]))
     names = notes.get("names", [])
@@ -119,16 +133,22 @@ def _classes(cfg: CfgNode, notes: dict) -> tuple[list[str], list[int]]:
 
 
 def load_trained(cfg: CfgNode) -> nn.Module:
-    """The model of a config, with its weights, all of them and no others, in evaluation mode.
+    """Build the model of a config and load ``MODEL.WEIGHTS``.
+
+    Missing, unexpected, or differently shaped tensors are refused. Only the mask head is ignored if
+    the model predicts no masks.
+
+    Returns:
+        the model in evaluation mode, optimized as the config specifies.
 
     Raises:
-        GNDetError: the config cannot work, or the weights cannot be read or are another model's.
+        GNDetError: the config is invalid, or the weights cannot be read or do not fit the model.
     """
-    cfg.DATASETS.TEST = ()  # what it was trained on need not be here
+    cfg.DATASETS.TEST = ()  # the data sets of the training may be unavailable here
     check_config(cfg, has_checkpoint=True, eval_only=True)
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise GNDetError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}: the predictor knows BGR and RGB.")
+        raise GNDetError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; the predictor supports only BGR and RGB.")
     with quiet():
         model = build_model(cfg).eval()
     Checkpointer(model, cfg=cfg, trains=False).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    return speed_up(cfg, model)
+    return accelerate_model(cfg, model)

@@ -1,4 +1,4 @@
-"""Video files, a frame at a time, through OpenCV."""
+"""Read and write video files frame by frame with OpenCV."""
 
 import contextlib
 import math
@@ -14,9 +14,13 @@ from ..errors import GNDetError
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence OpenCV and FFmpeg within a block: an error here is one sentence. The process keeps its own log level."""
+    """Silence OpenCV and FFmpeg within a block, because errors are raised as a :class:`GNDetError`.
+
+    The log level of OpenCV is restored afterwards.
+    """
     level = cv2.utils.logging.getLogLevel()
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own, which OpenCV reads once, at the first video
+    # The log level of FFmpeg. OpenCV reads this variable only once, when the first video is opened.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     try:
         yield
@@ -25,20 +29,23 @@ def _quiet() -> Iterator[None]:
 
 
 class Video:
-    """The frames of a file, (height, width, 3), BGR, uint8, turned as the file says.
+    """Iterate over the frames of a video file.
+
+    Each frame is (height, width, 3), BGR, uint8, with the rotation that the file specifies applied.
 
     Attributes:
-        fps: frames a second; 25 where the file does not say.
-        length: the number of frames, as far as the file says, else 0.
+        path: the file's path.
+        fps: frames per second; 25 if the file does not specify it.
+        length: the number of frames according to the file (an estimate); 0 if unknown.
 
     Raises:
-        GNDetError: the file is not there or is no video.
+        GNDetError: the file does not exist or is not a video.
     """
 
     def __init__(self, path: str | Path):
         self.path = str(path)
         if not os.path.isfile(path):
-            raise GNDetError(f"{path} is not there.")
+            raise GNDetError(f"{path} does not exist.")
         capture = self._open()
         fps, length = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.fps = fps if math.isfinite(fps) and fps > 0 else 25.0
@@ -66,7 +73,15 @@ class Video:
 
 
 class VideoWriter:
-    """An mp4 (MPEG-4) of frames as they come. Sides of odd length lose a pixel. The first frame makes the file."""
+    """Write frames to an mp4 file (MPEG-4). Use it as a context manager.
+
+    The first frame creates the file; all others must have its size. A side of odd length loses one
+    pixel.
+
+    Args:
+        path: the file to write.
+        fps: frames per second.
+    """
 
     def __init__(self, path: str | Path, fps: float):
         self.path, self.fps = str(path), fps
@@ -80,7 +95,10 @@ class VideoWriter:
             self._writer.release()
 
     def write(self, frame: np.ndarray) -> None:
-        """A frame (height, width, 3), BGR, uint8.
+        """Append a frame.
+
+        Args:
+            frame: (height, width, 3), BGR, uint8.
 
         Raises:
             GNDetError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""The command ``gn-det``, and the tools that call the same modules."""
+"""The command ``gn-det``, and the scripts in tools/ that call the same modules."""
 
 import importlib
 import runpy
@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from helpers.paths import REPO, TOOLS
 
 from gn_det import __version__
 from gn_det.cli import main as gn_det
+from helpers.paths import REPO, TOOLS
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
@@ -34,16 +34,16 @@ def test_version(monkeypatch, capsys):
 
 def test_unknown_command_is_one_sentence(monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, "trian")
-    assert (code, out) == (2, "") and err == "error: There is no command 'trian' (did you mean 'train'?).\n"
+    assert (code, out) == (2, "") and err == "error: 'trian' is not a command (did you mean 'train'?).\n"
 
 
-def test_mistake_in_a_command_has_exit_code_2(monkeypatch, capsys, tmp_path):
+def test_user_error_in_a_command_has_exit_code_2(monkeypatch, capsys, tmp_path):
     code, _, err = run(monkeypatch, capsys, "report", str(tmp_path / "none"))
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", gn_det.COMMANDS)
-def test_command_has_help_by_its_name(monkeypatch, capsys, name):
+def test_help_of_a_command_shows_its_name(monkeypatch, capsys, name):
     code, out, _ = run(monkeypatch, capsys, name, "--help")
     assert code == 0 and out.startswith(f"usage: gn-det {name} ")
 

@@ -1,4 +1,4 @@
-"""tools/predict.py: pictures, videos and JSON out of files, with exit codes; nothing overwritten or passed over."""
+"""``gn-det predict``: pictures, videos, JSON, and exit codes. Nothing is overwritten or silently skipped."""
 
 import json
 import runpy
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gn_det import GNDetError, Predictor
-from gn_det.prediction.files import _places, _progress, predict_files
+from gn_det.prediction.files import _output_paths, _progress, predict_files
 from helpers.paths import TOOLS
 
 cv2 = pytest.importorskip("cv2", reason="drawing needs OpenCV")
@@ -23,7 +23,7 @@ def predictor(output_dir) -> Predictor:
 
 
 @pytest.fixture(autouse=True)
-def in_an_own_folder(tmp_path, monkeypatch):
+def empty_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
@@ -60,21 +60,21 @@ def test_pictures_and_detections_of_images(predictor, capsys):
     assert drawn.shape == (480, 480, 3)
     plain = np.asarray(Image.open("in/a.png").resize((480, 480), Image.Resampling.NEAREST))
     assert (np.abs(drawn.astype(int) - plain) > 40).any()
-    said = capsys.readouterr().out
-    assert f"{tally.objects} objects in 4 images; scores above 0.05" in said
-    assert "out" in said and "new/found.json" in said
+    printed = capsys.readouterr().out
+    assert f"{tally.objects} objects in 4 images; scores above 0.05" in printed
+    assert "out" in printed and "new/found.json" in printed
 
 
-def test_same_names_in_different_folders_stay_apart(predictor):
+def test_equal_names_in_different_folders_do_not_collide(predictor):
     predict_files(predictor, [picture("x/one/a.png"), picture("x/two/a.png"), picture("x/two/deep/a.png")], out="out")
     assert files("out") == ["one/a.png", "two/a.png", "two/deep/a.png"]
 
 
-def test_each_file_has_a_place_of_its_own(tmp_path):
+def test_output_paths_are_unique(tmp_path):
     names = ["a.png", "a.PNG", "a.tif", "a.tif.png", "a.avi", "a.mp4", "sub/a.mp4", "a.tif-.png"]
-    places = _places([str(tmp_path / name) for name in names], Path("out"))
-    assert len(set(places.values())) == len(names) and all(path.is_relative_to("out") for path in places.values())
-    assert places[str(tmp_path / "a.avi")] == Path("out/a.avi.mp4")
+    outputs = _output_paths([str(tmp_path / name) for name in names], Path("out"))
+    assert len(set(outputs.values())) == len(names) and all(path.is_relative_to("out") for path in outputs.values())
+    assert outputs[str(tmp_path / "a.avi")] == Path("out/a.avi.mp4")
 
 
 def test_pictures_go_to_a_new_folder_each_time(predictor):
@@ -87,54 +87,54 @@ def test_pictures_go_to_a_new_folder_each_time(predictor):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"out": "."}, "is there already and not an empty folder"),
-        ({"out": "a.png"}, "is there already and not an empty folder"),
-        ({"json_file": "a.png"}, "a.png is there already"),
+        ({"out": "."}, "already exists and is not an empty folder"),
+        ({"out": "a.png"}, "already exists and is not an empty folder"),
+        ({"json_file": "a.png"}, "a.png already exists"),
         ({"out": "a.png/x"}, "cannot be written"),
         ({"json_file": "a.png/x"}, "cannot be written"),
     ],
 )
-def test_nothing_is_overwritten(predictor, options, said):
+def test_existing_files_are_not_overwritten(predictor, options, message):
     before = Path(picture("a.png")).read_bytes()
-    with pytest.raises(GNDetError, match=said):
+    with pytest.raises(GNDetError, match=message):
         predict_files(predictor, ["a.png"], **options)
     assert Path("a.png").read_bytes() == before and files(".") == ["a.png"]
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_is_done(predictor, capsys):
+def test_unreadable_inputs_are_reported_and_skipped(predictor, capsys):
     picture("a.png")
     for name in ("b.png", "c.mp4"):
         Path(name).write_text("nothing")
     tally = predict_files(predictor, [".", "none.png", "*.bmp", "http://example.com/a.png"], json_file="found.json")
     assert tally.images == 1 and len(tally.skipped) == 5
-    said, errors = capsys.readouterr()
-    for what in (
+    printed, errors = capsys.readouterr()
+    for message in (
         "b.png cannot be read",
         "c.mp4 cannot be read",
-        "none.png is not there",
+        "none.png does not exist",
         "No file matches *.bmp",
-        "URL",
+        "is a URL",
     ):
-        assert what in errors
-    assert "in 1 image; 5 inputs skipped" in said
+        assert message in errors
+    assert "in 1 image; 5 inputs skipped" in printed
 
 
-def test_if_nothing_can_be_read_nothing_is_left_behind(predictor):
+def test_nothing_is_written_if_no_input_can_be_read(predictor):
     Path("b.png").write_text("nothing")
     for inputs in (["b.png"], ["none.png"]):
-        with pytest.raises(GNDetError, match="Nothing was predicted: 1 input given"):
+        with pytest.raises(GNDetError, match=r"Nothing was predicted: no input can be read \(1 input skipped\)"):
             predict_files(predictor, inputs, out="out", json_file="found.json")
     assert files(".") == ["b.png"] and not Path("out").exists()
 
 
-def test_no_objects_are_an_empty_list(output_dir):
+def test_json_without_detections_is_an_empty_list(output_dir):
     tally = predict_files(Predictor(output_dir, min_score=1), [picture("a.png")], json_file="found.json")
     assert tally.objects == 0 and json.loads(Path("found.json").read_text()) == []
 
 
-def test_what_was_found_is_kept_when_a_run_is_cut_short(predictor, monkeypatch):
+def test_json_is_valid_after_an_interruption(predictor, monkeypatch):
     inputs = [picture("a.png"), picture("bb.png")]
     rows, seen = predictor.rows, []
 
@@ -150,7 +150,7 @@ def test_what_was_found_is_kept_when_a_run_is_cut_short(predictor, monkeypatch):
     assert {row["file_name"] for row in json.loads(Path("found.json").read_text())} == {"a.png"}
 
 
-def test_a_video_keeps_its_size_and_rate(predictor):
+def test_video_keeps_its_size_and_frame_rate(predictor):
     tally = predict_files(predictor, [video("v.avi")], out="out", json_file="found.json")
     assert tally.frames == 4 and tally.images == 0
     capture = cv2.VideoCapture("out/v.avi.mp4")
@@ -162,14 +162,14 @@ def test_a_video_keeps_its_size_and_rate(predictor):
     assert len(rows) == tally.objects > 0
 
 
-def test_a_video_that_breaks_off_is_said(predictor):
-    content = Path(video("whole.avi", frames=8)).read_bytes()
+def test_truncated_video_is_reported(predictor):
+    content = Path(video("complete.avi", frames=8)).read_bytes()
     Path("cut.avi").write_bytes(content[: len(content) // 2])
     tally = predict_files(predictor, ["cut.avi"], json_file="found.json")
-    assert 0 < tally.frames < 8 and "cut.avi breaks off after" in tally.skipped[0]
+    assert 0 < tally.frames < 8 and "cut.avi ended after" in tally.skipped[0]
 
 
-def test_without_opencv_there_are_detections_only(predictor, monkeypatch):
+def test_without_opencv_only_detections_of_images_are_written(predictor, monkeypatch):
     picture("a.png")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(GNDetError, match="pip install opencv-python-headless"):
@@ -201,13 +201,13 @@ def test_exit_codes(output_dir, monkeypatch, capsys):
     assert tool(monkeypatch, "b.png", "--model", output_dir) == 2
     assert tool(monkeypatch, "a.png", "--model", "no/such") == 2
     errors = capsys.readouterr().err
-    assert "error: Nothing was predicted" in errors and "error: no/such is neither" in errors
+    assert "error: Nothing was predicted" in errors and "error: no/such is not a folder" in errors
 
 
-def test_progress_is_lines_without_a_terminal_and_a_bar_with_one(monkeypatch, capsys):
-    monkeypatch.setattr("gn_det.prediction.files._SAY_EVERY", 0.0)
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
+    monkeypatch.setattr("gn_det.prediction.files._PROGRESS_INTERVAL", 0.0)
     assert list(_progress(iter("ab"), 2, "image")) == ["a", "b"]
-    assert capsys.readouterr().err == "image 1 of 2, 00:00 to go\nimage 2 of 2, 00:00 to go\n"
+    assert capsys.readouterr().err == "image 1 of 2, 00:00 left\nimage 2 of 2, 00:00 left\n"
     assert list(_progress(iter("a"), 0, "frame")) == ["a"]
     assert capsys.readouterr().err == "frame 1\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

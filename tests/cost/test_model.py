@@ -1,4 +1,4 @@
-"""FLOPs, memory and norms against closed forms, another count of the same, and published numbers."""
+"""FLOPs, memory, and norms, compared with closed forms, independent counts, and published numbers."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from gn_det import GNDetError
 from gn_det.config.files import config_dir, load_config
-from gn_det.cost.memory import LiveStorages, inference, training_step
+from gn_det.cost.memory import LiveStorages, inference_memory, training_memory
 from gn_det.cost.model import analyze, image_size
 from gn_det.cost.parts import RCNNParts
 from gn_det.cost.tables import format_analysis
@@ -31,13 +31,13 @@ def full() -> dict:
     return analyze(load_config("mask_rcnn_R50_FPN_gn"), (64, 64), (1,))
 
 
-def test_activations_that_are_computed_twice_are_not_kept(small):
+def test_checkpointed_activations_are_not_kept(small):
     analysis = analyze(load_config(SMALL, ["TRAIN.CHECKPOINT_ACTIVATIONS", "True"]), (64, 64), (2,))
-    (step,), whole = analysis["memory"]["training"], small["memory"]["training"][0]
-    before, now = ({row["part"]: row["kept"] for row in result["parts"]} for result in (small, analysis))
-    block = 2 * 64 * 16 * 16 * 4  # bytes of what a block of res2 puts out, for 2 images
-    assert now["backbone res2"] == 2 * block < before["backbone res2"] and now["box head"] == before["box head"]
-    assert step["peak"] < whole["peak"] and analysis["flops_by_operator"] == small["flops_by_operator"]
+    (step,), plain_step = analysis["memory"]["training"], small["memory"]["training"][0]
+    plain, kept = ({row["part"]: row["kept"] for row in result["parts"]} for result in (small, analysis))
+    block = 2 * 64 * 16 * 16 * 4  # bytes of the output of a block of res2 for 2 images
+    assert kept["backbone res2"] == 2 * block < plain["backbone res2"] and kept["box head"] == plain["box head"]
+    assert step["peak"] < plain_step["peak"] and analysis["flops_by_operator"] == small["flops_by_operator"]
 
 
 def part(result: dict, name: str) -> dict:
@@ -46,17 +46,17 @@ def part(result: dict, name: str) -> dict:
 
 def test_stem_in_closed_form(small):
     stem, out = part(small, "backbone stem"), 32 * 32
-    assert stem["flops"] == 7 * 7 * 3 * 64 * out + 5 * 64 * out  # convolution, and 5 an element for GN
+    assert stem["flops"] == 7 * 7 * 3 * 64 * out + 5 * 64 * out  # convolution; 5 per element for GN
     assert stem["activations"] == 64 * out
     assert stem["parameters"] == stem["trained"] == 7 * 7 * 3 * 64 + 2 * 64
 
 
 def test_box_head_in_closed_form(small):
     cells, rois = 7 * 7, small["rois"]["inference"]
-    a_roi = 4 * (9 * 64 * 64 * cells + 5 * 64 * cells)  # 3x3 convolutions with GN
-    a_roi += cells * 64 * 256 + 256 * 4 + 256 * 4  # fc; classes with background; one box
-    a_roi += 64 * cells * 4 * 2**2  # RoIAlign: 4 multiply-adds for each of 2 x 2 samples
-    assert rois == 100 and part(small, "box head")["flops"] == rois * a_roi
+    per_roi = 4 * (9 * 64 * 64 * cells + 5 * 64 * cells)  # 3x3 convolutions with GN
+    per_roi += cells * 64 * 256 + 256 * 4 + 256 * 4  # fc layer; class scores with background; one box
+    per_roi += 64 * cells * 4 * 2**2  # RoIAlign: 4 multiply-adds for each of 2 x 2 samples
+    assert rois == 100 and part(small, "box head")["flops"] == rois * per_roi
     assert part(small, "box head")["activations"] == rois * (4 * 64 * cells + 256 + 4 + 4)
 
 
@@ -69,7 +69,7 @@ def test_operators_add_up_to_the_parts(small, full):
 
 @pytest.mark.parametrize("name", [SMALL, C4])
 def test_heads_are_linear_in_the_rois(name, monkeypatch):
-    """One RoI multiplied is what that many RoIs cost: here detectron2's count of the parts, run on all of them."""
+    """The FLOPs of one RoI, multiplied, equal detectron2's count of the parts run on all RoIs."""
     from detectron2.utils.analysis import FlopCountAnalysis
 
     from gn_det.cost import model as analysis
@@ -79,12 +79,12 @@ def test_heads_are_linear_in_the_rois(name, monkeypatch):
     counted = analyze(cfg, (64, 64), (1,))
     direct = FlopCountAnalysis(RCNNParts(build_model(cfg), 5, 3).eval(), torch.zeros(1, 3, 64, 64))
     direct.set_op_handle(**analysis._HANDLES).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    operators = {k: v for k, v in direct.by_operator().items() if not k.startswith(analysis._SKIPPED)}
+    operators = {k: v for k, v in direct.by_operator().items() if not k.startswith(analysis._NOT_COUNTED)}
     assert counted["flops_by_operator"] == operators
 
 
-def test_parameters_are_those_published_for_the_model(full):
-    """45.71 M, 45.49 M of them trained with FREEZE_AT 2, and 69 GN layers: Detectron's GN R50-FPN has 223 blobs."""
+def test_parameters_match_the_published_model(full):
+    """45.71 M parameters, 45.49 M of them trained with FREEZE_AT 2, and 69 GN layers, as in Detectron's 223 blobs."""
     assert round(sum(row["parameters"] for row in full["parts"]) / 1e6, 2) == 45.71
     assert round(sum(row["trained"] for row in full["parts"]) / 1e6, 2) == 45.49
     assert len(full["norms"]) == 69 and part(full, "backbone res2")["trained"] == 0
@@ -106,33 +106,33 @@ def test_norms_of_every_layer():
 
 
 def saved_bytes(run) -> int:
-    """Bytes of the distinct storages that autograd saves in ``run()``."""
+    """Return the bytes of the distinct storages that autograd saves during ``run()``."""
     storages = {}
 
     def pack(tensor):
         storages[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):
-        keep = run()
-    del keep
+        outputs = run()  # keeps the saved storages alive, so that their ids are not reused
+    del outputs
     return sum(storages.values())
 
 
 @pytest.mark.parametrize("name", [SMALL, C4])
-def test_kept_is_what_autograd_saves(tiny_cfg, name):
+def test_kept_bytes_equal_what_autograd_saves(tiny_cfg, name):
     model = build_model(tiny_cfg(name))
-    own = sum(t.numel() * t.element_size() for t in model.parameters() if t.ndim > 1)
+    matrices = sum(t.numel() * t.element_size() for t in model.parameters() if t.ndim > 1)
     parts = RCNNParts(model, 6, 3).train()
     saved = saved_bytes(lambda: parts(torch.zeros(2, 3, 64, 96)))
-    kept = sum(training_step(parts, (2, 3, 64, 96))["kept"].values())
-    weights = saved - kept  # autograd also saves weights of convolutions, fc layers and norms
-    assert 0.9 * own < weights < 1.02 * own
-    on_meta = training_step(parts.to("meta"), (2, 3, 64, 96))["kept"]
+    kept = sum(training_memory(parts, (2, 3, 64, 96))["kept"].values())
+    weights = saved - kept  # autograd also saves the weights of convolutions, fc layers, and norms
+    assert 0.9 * matrices < weights < 1.02 * matrices
+    on_meta = training_memory(parts.to("meta"), (2, 3, 64, 96))["kept"]
     assert sum(on_meta.values()) == kept
 
 
-def test_kept_is_what_a_real_training_step_keeps(tiny_cfg, batch):
-    """With sampling and losses, which the parts leave out, and as many RoIs as were sampled."""
+def test_kept_bytes_match_a_real_training_step(tiny_cfg, batch):
+    """The real step has sampling and losses, which RCNNParts leaves out. Both use the same number of RoIs."""
     torch.manual_seed(1)
     model = build_model(tiny_cfg(SMALL, "MODEL.ROI_HEADS.NUM_CLASSES", 3)).train()
     rois = {}
@@ -145,27 +145,27 @@ def test_kept_is_what_a_real_training_step_keeps(tiny_cfg, batch):
     assert saved_bytes(lambda: parts(torch.zeros(1, 3, 256, 256))) == pytest.approx(real, rel=0.02)
 
 
-class Two(nn.Sequential):
-    def parts(self) -> dict[str, str]:
+class TwoParts(nn.Sequential):
+    def module_names(self) -> dict[str, str]:
         return {"first": "0", "second": "1"}
 
 
-def test_live_storages_are_counted_once_and_forgotten():
-    model = Two(nn.Linear(10, 25, bias=False), nn.ReLU(inplace=True))
+def test_live_storages_are_counted_once_until_they_are_freed():
+    model = TwoParts(nn.Linear(10, 25, bias=False), nn.ReLU(inplace=True))
     with torch.no_grad(), LiveStorages(model) as live:
-        x = torch.zeros(4, 10)  # 160 bytes; in neither part
+        x = torch.zeros(4, 10)  # 160 bytes, outside of both parts
         y = model(x)  # 400 bytes; the ReLU works in place
         view = y[:2].view(-1)
-        assert live.by_part() == {"images": 160, "first": 400}
+        assert live.bytes_by_part() == {"images": 160, "first": 400}
         z = y * 2
-        assert live.by_part(without=[view])["first"] == 0 and live.by_part()["images"] == 160 + 400
+        assert live.bytes_by_part(exclude=[view])["first"] == 0 and live.bytes_by_part()["images"] == 160 + 400
         del x, y, view, z
         torch.zeros(1)
-        assert sum(live.by_part().values()) == 0 and live.peak == 160 + 400 + 400
+        assert sum(live.bytes_by_part().values()) == 0 and live.peak == 160 + 400 + 400
     assert not model[0]._forward_hooks and not model[0]._forward_pre_hooks
 
 
-def test_memory_of_a_step(small):
+def test_memory_of_a_training_step(small):
     step, double = small["memory"]["training"]
     assert part(small, "images")["kept"] == 4 * 2 * 3 * 64 * 64  # the first convolution is trained
     parameters = sum(row["parameters"] for row in small["parts"])
@@ -182,20 +182,20 @@ def buffers(name: str) -> int:
     return sum(buffer.numel() for buffer in model.buffers())
 
 
-def test_frozen_layers_keep_nothing_and_inference_needs_no_gradients(full):
+def test_frozen_layers_keep_nothing_for_backward(full):
     assert "images" not in [row["part"] for row in full["parts"]]
     assert part(full, "backbone stem")["kept"] == 0 and part(full, "backbone res3")["kept"] > 0
     model = build_model(load_config(SMALL, ["MODEL.DEVICE", "cpu"])).to("meta")
-    assert inference(RCNNParts(model, 8, 4), (1, 3, 64, 64)) > 4 * sum(p.numel() for p in model.parameters())
+    assert inference_memory(RCNNParts(model, 8, 4), (1, 3, 64, 64)) > 4 * sum(p.numel() for p in model.parameters())
 
 
-def test_tables_fit_a_terminal_and_say_what_is_not_counted(small, full):
+def test_tables_fit_100_columns_and_list_what_is_not_counted(small, full):
     for result in (small, full):
         lines = format_analysis(result).splitlines()
         assert max(map(len, lines)) <= 100
     text = format_analysis(full)
     assert "| total               |      45.71 |       45.49 |" in text and "not counted: relu (" in text
-    assert "a multiply-add as one FLOP" in text and "box head, 1000 RoIs" in text
+    assert "one multiply-add counted as one FLOP" in text and "box head, 1000 RoIs" in text
     assert format_analysis(small, by_layer=True).count("| GN ") == len(small["norms"]) == 34
 
 
@@ -203,42 +203,42 @@ def test_tables_fit_a_terminal_and_say_what_is_not_counted(small, full):
     ("text", "size"),
     [("800x1216", (800, 1216)), ("600", (600, 800)), (None, (800, 1067))],
 )
-def test_size(text, size):
+def test_image_size(text, size):
     assert image_size(load_config("mask_rcnn_R50_FPN_gn"), text) == size
 
 
 @pytest.mark.parametrize("text", ["800,1216", "0", "31x64", "9999x9999", "-3", "x", "1e3"])
-def test_wrong_size_is_refused(text):
+def test_invalid_image_size_is_refused(text):
     with pytest.raises(GNDetError, match="--size is"):
         image_size(load_config(SMALL), text)
 
 
 REFUSED = {
-    "MODEL.META_ARCHITECTURE RetinaNet": "only GeneralizedRCNN is analysed",
-    "MODEL.KEYPOINT_ON True": "cannot be taken apart",
+    "MODEL.META_ARCHITECTURE RetinaNet": "it must be GeneralizedRCNN",
+    "MODEL.KEYPOINT_ON True": "cannot be split into parts",
     "MODEL.ROI_HEADS.NAME CascadeROIHeads MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True": "with CascadeROIHeads",
     "MODEL.GN.NUM_GROUPS 3": "does not divide",
 }
 
 
 @pytest.mark.parametrize("opts", REFUSED)
-def test_what_cannot_be_analysed_is_refused(opts):
+def test_unsupported_model_is_refused(opts):
     with pytest.raises(GNDetError, match=REFUSED[opts]):
         analyze(load_config(SMALL, opts.split()), (64, 64), (1,))
 
 
-def test_without_masks(tiny_cfg):
+def test_model_without_masks(tiny_cfg):
     result = analyze(tiny_cfg(SMALL, "MODEL.MASK_ON", False), (64, 64), (1,))
     assert [row["part"] for row in result["parts"]][-2:] == ["RPN", "box head"]
 
 
 @pytest.fixture
 def tool(run_cli):
-    """(arguments) -> exit code, what was printed, and what was said on stderr."""
+    """A function that runs the tool: (arguments) -> exit code, stdout, stderr."""
     return functools.partial(run_cli, "analyze_model.py")
 
 
-def test_the_tool(tool, tmp_path):
+def test_tool_prints_and_writes_the_result(tool, tmp_path):
     options = ["--size", 64, "--batch", 3, "--json", tmp_path / "a.json"]
     code, out, error = tool("--config", SMALL, *options, "MODEL.GN.NUM_GROUPS", 16)
     assert (code, error) == (0, "") and "an image of 64 x 85 pixels (padded to 64 x 96)" in out
@@ -246,18 +246,18 @@ def test_the_tool(tool, tmp_path):
     assert [step["images"] for step in result["memory"]["training"]] == [3] and result["norms"][0]["groups"] == 16
 
 
-MISTAKES = {
-    f"--config {SMALL} --batch 0": "--batch is 0",
+USER_ERRORS = {
+    f"--config {SMALL} --batch 0": "--batch is 0; the number of images per GPU must be at least 1.",
     "--config nothing": "There is no config nothing",
     f"--config {SMALL} --size 64 --json /no/such/folder/a.json": "--json /no/such/folder/a.json cannot be written",
     f"--config {SMALL} MODEL.GN.GROUPS 3": "there is no config key MODEL.GN.GROUPS",
 }
 
 
-@pytest.mark.parametrize("arguments", MISTAKES)
-def test_mistakes_are_one_sentence(tool, arguments):
+@pytest.mark.parametrize("arguments", USER_ERRORS)
+def test_user_errors_are_one_sentence(tool, arguments):
     code, _, error = tool(*arguments.split())
-    assert code == 2 and MISTAKES[arguments] in error and error.count("\n") == 1
+    assert code == 2 and USER_ERRORS[arguments] in error and error.count("\n") == 1
 
 
 SHIPPED = sorted(p.stem for p in config_dir().glob("*.yaml") if not p.stem.startswith("Base"))
@@ -265,7 +265,7 @@ SHIPPED = sorted(p.stem for p in config_dir().glob("*.yaml") if not p.stem.start
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [*SHIPPED, "mmdet_mask_rcnn_X50_FPN_gn_ws_2x", "mmdet_faster_rcnn_R50_FPN_gn_ws_1x"])
-def test_every_shipped_config_is_analysed(path):
+def test_every_shipped_config_can_be_analyzed(path):
     result = analyze(load_config(path), (64, 96), (1,))
     rows = [row for row in result["parts"] if row["part"] != "images"]
     assert all(row["parameters"] and row["flops"] and row["activations"] for row in rows)

@@ -1,4 +1,4 @@
-"""The predictor: as detectron2's DefaultPredictor, for images of all kinds, in batches."""
+"""The predictor: same outputs as detectron2's DefaultPredictor, for inputs of all kinds and in batches."""
 
 import json
 
@@ -15,7 +15,7 @@ from gn_det.config.files import load_config
 
 
 def picture(height: int = 60, width: int = 90, seed: int = 0) -> np.ndarray:
-    """BGR: large blobs, so that something is found."""
+    """Return a BGR image of large blobs, in which the model detects objects."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height)))
 
@@ -27,14 +27,15 @@ def predictor(output_dir) -> Predictor:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three images of two sizes, one of them a text."""
+    """A folder of three images of two sizes and a text file named c.png."""
     for name, size in (("a.png", (60, 90)), ("b.png", (60, 90)), ("d.png", (80, 70))):
         Image.fromarray(picture(*size, seed=ord(name[0]))[:, :, ::-1]).save(tmp_path / name)
-    (tmp_path / "c.png").write_text("no picture")
+    (tmp_path / "c.png").write_text("not a picture")
     return tmp_path
 
 
 def same(one: Instances, other: Instances, atol: float = 0.0) -> bool:
+    """Compare instances; with a tolerance, a share of up to ``atol`` of the mask pixels may differ."""
     assert one.image_size == other.image_size and len(one) == len(other) > 0
     close = lambda a, b: torch.allclose(a, b, rtol=0, atol=atol)  # noqa: E731
     return (
@@ -51,8 +52,8 @@ ANY_RECIPE = ["MODEL.GN.ACCEPT_WEIGHTS", "('recipe',)"]
 @pytest.mark.parametrize("fast", ["True", "False"])
 @pytest.mark.parametrize("channels", ["BGR", "RGB"])
 @pytest.mark.parametrize(("height", "width"), [(60, 90), (300, 64), (64, 64)])
-def test_the_outputs_are_default_predictors(output_dir, channels, height, width, fast):
-    """To the bit, or in another memory format and order of sums to 0.002 pixels."""
+def test_outputs_equal_those_of_default_predictor(output_dir, channels, height, width, fast):
+    """They are equal bit for bit, or to 0.002 pixels in the channels-last format, which sums in another order."""
     cfg = load_config(
         str(output_dir / "config.yaml"), ["INPUT.FORMAT", channels, *ANY_RECIPE, "INFERENCE.CHANNELS_LAST", fast]
     )
@@ -62,15 +63,15 @@ def test_the_outputs_are_default_predictors(output_dir, channels, height, width,
     assert same(found, stock, atol=2e-3 if fast == "True" else 0) and found.pred_masks.shape[1:] == (height, width)
 
 
-def test_a_path_an_array_and_a_pil_image_are_the_same(predictor, folder):
+def test_path_array_and_pil_image_give_the_same_outputs(predictor, folder):
     array = picture(seed=ord("a"))
     found = predictor(array)
     assert isinstance(found, Instances) and found.pred_boxes.tensor.device.type == "cpu"
-    for one in (str(folder / "a.png"), folder / "a.png", Image.fromarray(array[:, :, ::-1])):
-        assert same(predictor(one), found)
+    for image in (str(folder / "a.png"), folder / "a.png", Image.fromarray(array[:, :, ::-1])):
+        assert same(predictor(image), found)
 
 
-def test_several_images_are_a_list(predictor, folder):
+def test_several_images_return_a_list(predictor, folder):
     one = predictor(folder / "a.png")
     for several in ([folder / "a.png"], f"{folder}/a*.png", (image for image in [picture(seed=ord("a"))])):
         (found,) = predictor(several)
@@ -81,7 +82,7 @@ def test_several_images_are_a_list(predictor, folder):
 
 
 def test_batches_do_not_change_the_outputs(output_dir, predictor):
-    """The padding of an image beside a larger one would count in GN's statistics."""
+    """Only images of the same size share a batch, because padding would enter the statistics of GN."""
     images = [picture(*size, seed=i) for i, size in enumerate([(60, 90), (60, 90), (64, 64), (90, 60), (60, 90)])]
     sizes = []
     handle = predictor.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
@@ -92,13 +93,14 @@ def test_batches_do_not_change_the_outputs(output_dir, predictor):
         assert same(found, predictor(image), atol=1e-3)
 
 
-def test_a_stream_goes_on_after_what_cannot_be_read(predictor, folder):
+def test_stream_continues_after_unreadable_inputs(predictor, folder):
     stream = list(predictor.stream([folder, folder / "none.png", picture(), picture() / 255, "ftp://a/b.png"]))
     names = [*(str(folder / f"{name}.png") for name in ("a", "b", "c", "d", "none")), 2, 3, "ftp://a/b.png"]
     assert [prediction.name for prediction in stream] == names
     problems = [str(prediction.problem) for prediction in stream]
-    for index, said in {2: r"c.png cannot be read as an image", 4: "is not there", 6: "pass uint8", 7: "URL"}.items():
-        assert said in problems[index] and stream[index].instances is None and stream[index].image is None
+    messages = {2: "c.png cannot be read as an image", 4: "does not exist", 6: "it must be uint8", 7: "is a URL"}
+    for index, message in messages.items():
+        assert message in problems[index] and stream[index].instances is None and stream[index].image is None
     for index in (0, 1, 3, 5):
         assert stream[index].problem is None and stream[index].instances.image_size == stream[index].image.shape[:2]
     for call in (predictor, predictor.coco):
@@ -106,7 +108,7 @@ def test_a_stream_goes_on_after_what_cannot_be_read(predictor, folder):
             call(folder)
 
 
-def test_a_stream_holds_no_more_than_a_batch(predictor):
+def test_stream_holds_at_most_one_batch(predictor):
     taken = []
     stream = predictor.stream(taken.append(i) or picture(seed=i) for i in range(1000))
     next(stream)
@@ -115,8 +117,8 @@ def test_a_stream_holds_no_more_than_a_batch(predictor):
     assert len(taken) == 3
 
 
-def test_coco_results_are_ready_for_json(predictor, folder):
-    """shapes' categories have the ids 1 to 3; the model's classes are 0 to 2."""
+def test_coco_results_are_json_serializable(predictor, folder):
+    """The categories of the shapes data have the ids 1 to 3; the model's classes are 0 to 2."""
     (folder / "c.png").unlink()
     rows = json.loads(json.dumps(predictor.coco(folder)))
     found = predictor(folder)
@@ -133,37 +135,37 @@ def test_coco_results_are_ready_for_json(predictor, folder):
     assert {row["image_id"] for row in rows} == {0, 1} and "file_name" not in rows[0]
 
 
-def test_nothing_found_is_an_empty_result(output_dir):
-    nothing = Predictor(output_dir, device="cpu", min_score=1)
-    assert len(nothing(picture())) == 0 and nothing.coco(picture()) == []
+def test_no_detections_return_an_empty_result(output_dir):
+    strict = Predictor(output_dir, device="cpu", min_score=1)
+    assert len(strict(picture())) == 0 and strict.coco(picture()) == []
 
 
-def test_the_lowest_score_is_what_is_asked_for(output_dir, predictor):
+def test_min_score_filters_detections(output_dir, predictor):
     scores = predictor(picture()).scores
     middle = float(scores.median())
-    some = Predictor(output_dir, device="cpu", min_score=middle)(picture()).scores
-    assert torch.equal(some, scores[scores > middle]) and 0 < len(some) < len(scores)
+    filtered = Predictor(output_dir, device="cpu", min_score=middle)(picture()).scores
+    assert torch.equal(filtered, scores[scores > middle]) and 0 < len(filtered) < len(scores)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 4000), (4000, 2), (1, 20000)])
-def test_odd_sizes_do_not_fail(predictor, size):
+def test_extreme_sizes_do_not_fail(predictor, size):
     assert predictor(np.zeros((*size, 3), np.uint8)).image_size == size
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"batch_size": 0}, "batch size is 0"),
-        ({"min_score": 1.5}, "lowest score is 1.5"),
-        ({"min_score": -0.1}, "lowest score is -0.1"),
+        ({"min_score": 1.5}, "minimum score is 1.5"),
+        ({"min_score": -0.1}, "minimum score is -0.1"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"device": "cuda:99"}, "PyTorch finds"),
     ],
 )
-def test_wrong_options_are_one_sentence(output_dir, options, said):
-    with pytest.raises(GNDetError, match=said):
+def test_invalid_options_are_refused(output_dir, options, message):
+    with pytest.raises(GNDetError, match=message):
         Predictor(output_dir, **options)
 
 
-def test_the_visualizer_gets_the_names(predictor):
+def test_metadata_has_the_class_names(predictor):
     assert predictor.classes == predictor.metadata.thing_classes == ["circle", "square", "triangle"]

@@ -1,4 +1,4 @@
-"""What a run left, or a config and weights, becomes a model; what does not fit is refused."""
+"""Loading a trained model from a run, a checkpoint, or a config with weights; refusing what does not fit."""
 
 import os
 import shutil
@@ -18,12 +18,15 @@ SHIPPED = "quickstart_R18_FPN_gn_scratch"
 
 @pytest.fixture
 def run(output_dir, tmp_path):
-    """A copy of the run, to be changed."""
+    """A copy of the run that a test may change."""
     return shutil.copytree(output_dir, tmp_path / "run")
 
 
 def change(run, **parts):
-    """Set or, with None, remove parts of the checkpoint; a function gets the part that is there."""
+    """Change entries of the checkpoint and return its path.
+
+    Each value replaces the entry of its name; None removes the entry, and a function maps the old entry to the new one.
+    """
     path = run / "model_final.pth"
     data = torch.load(path, weights_only=True)
     for name, value in parts.items():
@@ -32,10 +35,10 @@ def change(run, **parts):
     return path
 
 
-def test_each_form_of_a_model_predicts_the_same(output_dir, tmp_path):
+def test_every_way_to_name_a_model_predicts_the_same(output_dir, tmp_path):
     checkpoint = output_dir / "model_final.pth"
-    whole = torch.load(checkpoint, weights_only=True)
-    torch.save({"model": whole["model"]}, tmp_path / "bare.pth")
+    complete = torch.load(checkpoint, weights_only=True)
+    torch.save({"model": complete["model"]}, tmp_path / "bare.pth")
     bare = load_config(str(output_dir / "config.yaml"))
     bare.MODEL.WEIGHTS = str(tmp_path / "bare.pth")
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -53,7 +56,7 @@ def test_each_form_of_a_model_predicts_the_same(output_dir, tmp_path):
         assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor) and len(found) > 0
 
 
-def test_a_config_that_is_handed_in_stays_as_it_is(output_dir):
+def test_config_argument_is_not_modified(output_dir):
     cfg = load_config(str(output_dir / "config.yaml"))
     cfg.freeze()
     before = cfg.dump()
@@ -61,7 +64,7 @@ def test_a_config_that_is_handed_in_stays_as_it_is(output_dir):
     assert cfg.dump() == before
 
 
-def test_final_weights_go_before_the_last_and_others_are_asked_for_by_name(run):
+def test_final_checkpoint_is_preferred_to_the_last_and_others_are_found_by_name(run):
     for name in ("model_best.pth", "model_0000001.pth"):
         shutil.copy(run / "model_final.pth", run / name)
     (run / "last_checkpoint").write_text("model_0000001.pth")
@@ -71,14 +74,14 @@ def test_final_weights_go_before_the_last_and_others_are_asked_for_by_name(run):
     assert str(run / "model_0000001.pth") == find_trained(run)[0].MODEL.WEIGHTS
 
 
-def test_the_name_of_the_last_checkpoint_does_not_lead_out_of_the_folder(run):
+def test_last_checkpoint_cannot_lead_out_of_the_folder(run):
     shutil.move(run / "model_final.pth", run.parent / "other.pth")
     (run / "last_checkpoint").write_text("../other.pth")
-    with pytest.raises(GNDetError, match="holds no checkpoint yet"):
+    with pytest.raises(GNDetError, match="contains no checkpoint"):
         find_trained(run)
 
 
-def test_weights_may_be_a_uri_of_detectron2s(output_dir):
+def test_weights_can_be_a_uri_of_detectron2(output_dir):
     class Handler(PathHandler):
         def _get_supported_prefixes(self):
             return ["test_trained://"]
@@ -94,46 +97,48 @@ def test_weights_may_be_a_uri_of_detectron2s(output_dir):
 
 
 @pytest.mark.parametrize(
-    ("model", "weights", "said"),
+    ("model", "weights", "message"),
     [
-        ("no/such", None, "no/such is neither a folder, a checkpoint nor a config"),
+        ("no/such", None, "no/such is not a folder, a checkpoint, or a config"),
         ("quickstart_R18_FPN_gn", None, f"did you mean {SHIPPED}"),
-        (SHIPPED, None, "A config alone predicts nothing"),
+        (SHIPPED, None, f"{SHIPPED} is only a config; pass weights"),
         ("a.pth", "b.pth", "a.pth and b.pth are both weights"),
         ("no/such.pth", None, r"weights no/such\.pth could not be read"),
         (SHIPPED, "no/such.pth", r"weights no/such\.pth could not be read"),
         ("test_nowhere://x.pth", None, "could not be read"),
     ],
 )
-def test_what_is_not_there_is_one_sentence(model, weights, said):
-    with pytest.raises(GNDetError, match=said):
+def test_missing_model_is_refused(model, weights, message):
+    with pytest.raises(GNDetError, match=message):
         find_trained(model, weights)
 
 
-def test_a_folder_that_is_no_run_is_one_sentence(run, tmp_path):
+def test_folder_without_a_run_is_refused(run, tmp_path):
     with pytest.raises(GNDetError, match=r"has no config\.yaml"):
         find_trained(tmp_path)
     (run / "model_final.pth").unlink()
-    with pytest.raises(GNDetError, match="holds no checkpoint yet"):
+    with pytest.raises(GNDetError, match="contains no checkpoint"):
         find_trained(run)
 
 
-def test_a_checkpoint_without_its_config_asks_for_it(run):
+def test_checkpoint_without_its_config_is_refused(run):
     path = change(run, config=None)
-    with pytest.raises(GNDetError, match="does not remember its config: name its config too"):
+    with pytest.raises(GNDetError, match="does not contain its config; pass the config too"):
         find_trained(path)
     assert find_trained(run)[1] == ["circle", "square", "triangle"]
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04cut"])
-def test_a_damaged_checkpoint_is_one_sentence(tmp_path, content):
+def test_damaged_checkpoint_is_refused_in_one_sentence(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(GNDetError, match=r"x\.pth could not be read") as error:
         find_trained(tmp_path / "x.pth")
     assert "\n" not in str(error.value)
 
 
-class Runs:
+class RunsCode:
+    """An object that creates the folder ``marker`` when it is unpickled without restrictions."""
+
     def __init__(self, marker):
         self.marker = str(marker)
 
@@ -141,15 +146,15 @@ class Runs:
         return os.mkdir, (self.marker,)
 
 
-def test_a_hostile_checkpoint_does_not_run(tmp_path):
-    torch.save({"config": {"yaml": Runs(tmp_path / "marker")}}, tmp_path / "evil.pth")
+def test_code_in_a_hostile_checkpoint_is_not_executed(tmp_path):
+    torch.save({"config": {"yaml": RunsCode(tmp_path / "marker")}}, tmp_path / "evil.pth")
     with pytest.raises(GNDetError, match="could not be read"):
         read_notes(str(tmp_path / "evil.pth"))
     assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("MODEL: !!python/object/apply:os.mkdir [{marker}]", "is not a plain YAML config"),
         ("_BASE_: {secret}", "'_BASE_' can only be used in files"),
@@ -160,10 +165,10 @@ def test_a_hostile_checkpoint_does_not_run(tmp_path):
         ("MODEL: {{BACKBONE: {{FREEZE_AT: many}}}}", "takes a value of type int"),
     ],
 )
-def test_a_hostile_or_broken_config_in_a_checkpoint_is_refused(run, text, said):
+def test_hostile_or_broken_config_in_a_checkpoint_is_refused(run, text, message):
     (run / "secret.yaml").write_text("MODEL: {MASK_ON: False}")
     text = text.format(marker=run / "marker", secret=run / "secret.yaml")
-    with pytest.raises(GNDetError, match=said):
+    with pytest.raises(GNDetError, match=message):
         find_trained(change(run, config={"yaml": text}))
     assert not (run / "marker").exists()
 
@@ -176,53 +181,57 @@ def test_a_hostile_or_broken_config_in_a_checkpoint_is_refused(run, text, said):
         {"config": {}, "classes": {"names": "abc", "ids": {}}},
     ],
 )
-def test_notes_of_other_types_count_as_none(run, parts):
+def test_notes_of_wrong_types_are_ignored(run, parts):
     assert read_notes(str(change(run, **parts))) == {}
 
 
-def test_old_files_that_are_no_zip_are_read(run):
+def test_notes_of_files_in_the_old_format_are_read(run):
     data = torch.load(run / "model_final.pth", weights_only=True)
     torch.save(data, run / "old.pth", _use_new_zipfile_serialization=False)
     assert read_notes(str(run / "old.pth"))["ids"] == [1, 2, 3]
 
 
 def without(*parts):
+    """Return a function that removes the tensors whose names contain one of the parts."""
     return lambda model: {key: value for key, value in model.items() if not any(part in key for part in parts)}
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
-        (without("mask_head"), r"tensors are not in it \(roi_heads.mask_head"),
-        (without("res5.1.conv2.norm.weight"), r"1 of the model's \d+ tensors are not in it"),
+        (without("mask_head"), r"lack \d+ of the model's \d+ tensors \(for example roi_heads.mask_head"),
+        (without("res5.1.conv2.norm.weight"), r"lack 1 of the model's \d+ tensors"),
         (lambda model: model | {"roi_heads.box_predictor.bbox_pred.bias": torch.zeros(3)}, "1 of .*another shape"),
-        (lambda model: model | {"roi_heads.mask_head.mask_fcn9.weight": torch.zeros(1)}, "1 of its .*not in the model"),
+        (
+            lambda model: model | {"roi_heads.mask_head.mask_fcn9.weight": torch.zeros(1)},
+            "1 tensors that the model does not have",
+        ),
     ],
 )
-def test_weights_of_another_model_are_refused_in_one_sentence(run, caplog, edit, said):
+def test_weights_of_another_model_are_refused_in_one_sentence(run, caplog, edit, message):
     change(run, model=edit)
-    with pytest.raises(GNDetError, match=f"do not belong to the model {SHIPPED}: .*{said}"):
+    with pytest.raises(GNDetError, match=f"do not fit the model {SHIPPED}: .*{message}"):
         Predictor(run)
-    assert not caplog.records  # nothing about it beside the sentence
+    assert not caplog.records  # the error is the only message
 
 
-def test_old_pixel_means_in_the_weights_are_no_matter(run):
+def test_pixel_means_in_the_weights_are_ignored(run):
     change(run, model=lambda model: model | {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)})
     assert Predictor(run).model.pixel_mean.min() > 90
 
 
-def test_weights_with_masks_serve_a_model_of_boxes(run):
+def test_weights_with_masks_load_into_a_model_without_masks(run):
     cfg = load_config(str(run / "config.yaml"), ["MODEL.MASK_ON", "False"])
     found = Predictor(cfg, run)(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     assert len(found) and not found.has("pred_masks")
 
 
-def test_the_data_that_was_trained_on_need_not_be_here(run):
+def test_training_data_can_be_unavailable(run):
     cfg = load_config(str(run / "config.yaml"), ["DATASETS.TEST", "('own_unknown',)", "DATASETS.TRAIN", "('gone',)"])
     assert Predictor(cfg, run).classes == ["circle", "square", "triangle"]
 
 
-def test_a_config_that_cannot_work_is_refused(run):
+def test_invalid_config_is_refused(run):
     cfg = load_config(str(run / "config.yaml"), ["MODEL.RESNETS.NORM", "XN"])
     with pytest.raises(GNDetError, match="XN"):
         Predictor(cfg, run)
@@ -231,7 +240,7 @@ def test_a_config_that_cannot_work_is_refused(run):
         Predictor(cfg, run)
 
 
-def test_classes_are_the_checkpoints_and_their_number_the_configs(run):
+def test_classes_of_the_checkpoint_set_num_classes(run):
     change(run, classes={"names": ["a", "b"], "ids": [7, 9]})
     cfg, names, ids = find_trained(SHIPPED, run)
     assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, names, ids) == (2, ["a", "b"], [7, 9])
@@ -240,7 +249,7 @@ def test_classes_are_the_checkpoints_and_their_number_the_configs(run):
 @pytest.mark.parametrize(
     ("classes", "datasets", "number", "expected"),
     [
-        ({"names": ["a", "b"]}, "()", 5, (["a", "b"], [0, 1])),  # from before ids were kept, data unknown
+        ({"names": ["a", "b"]}, "()", 5, (["a", "b"], [0, 1])),  # old checkpoint without ids, unknown data set
         ({"names": ["a", "b"], "ids": [4]}, "()", 5, (["a", "b"], [0, 1])),
         (
             {"names": ["circle", "square", "triangle"]},
@@ -249,18 +258,18 @@ def test_classes_are_the_checkpoints_and_their_number_the_configs(run):
             (["circle", "square", "triangle"], [1, 2, 3]),
         ),
         (None, "('shapes_val',)", 3, (["circle", "square", "triangle"], [1, 2, 3])),
-        (None, "('shapes_val',)", 2, (["0", "1"], [0, 1])),  # not that data set's
+        (None, "('shapes_val',)", 2, (["0", "1"], [0, 1])),  # another number of classes than the data set
         (None, "('own_unknown',)", 2, (["0", "1"], [0, 1])),
     ],
 )
-def test_classes_from_what_is_known(run, classes, datasets, number, expected):
+def test_classes_come_from_the_checkpoint_or_else_the_data_set(run, classes, datasets, number, expected):
     change(run, classes=classes)
     opts = ["DATASETS.TEST", datasets, "DATASETS.TRAIN", "()", "MODEL.ROI_HEADS.NUM_CLASSES", str(number)]
     assert find_trained(load_config(SHIPPED, opts), run)[1:] == expected
 
 
-def test_coco_keeps_its_ids(tmp_path):
-    """80 classes with ids up to 90; a file of detectron2's zoo names none."""
+def test_coco_model_has_the_category_ids_of_coco(tmp_path):
+    """COCO has 80 classes with ids up to 90. A file of detectron2's model zoo does not contain them."""
     (tmp_path / "zoo.pkl").touch()
     _, names, ids = find_trained("mask_rcnn_R50_FPN_gn", tmp_path / "zoo.pkl")
     assert names[0] == "person" and ids[-1] == 90 and len(ids) == len(names) == 80

@@ -1,7 +1,7 @@
-"""labgym's copy of detectron2 under its own name.
+"""Make the copy of detectron2 in the package labgym importable as ``detectron2``.
 
-Importing ``detectron2.x`` gives the module ``LabGym.detectron2.x`` itself, not a second copy of it, because a second
-copy would have registries of its own.
+``import detectron2.x`` returns the module ``LabGym.detectron2.x`` itself and not a second copy of it, because
+a second copy would have separate registries.
 """
 
 import importlib
@@ -21,7 +21,7 @@ class _Loader(importlib.abc.Loader):
         return module
 
     def exec_module(self, module):
-        module.__spec__ = self.real_spec  # the import system has just put the alias's spec there
+        module.__spec__ = self.real_spec  # the import system has just set the spec of the alias
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -41,12 +41,12 @@ except ModuleNotFoundError as error:
     if error.name not in ("LabGym", _REAL):
         raise
     raise ModuleNotFoundError(
-        "detectron2 is here only as the bridge to labgym's copy, and labgym is not installed: run "
+        "The installed detectron2 is only a bridge to the copy in labgym, which is not installed; run "
         "'pip install --no-deps --ignore-requires-python labgym==3.1.2', or install upstream detectron2.",
         name="detectron2",
     ) from None
 
 sys.meta_path.insert(0, _Finder())
 sys.modules["detectron2"] = _module
-# detectron2's setup_logger() configures the logger "detectron2"; the copy logs under "LabGym.detectron2".
+# setup_logger() of detectron2 configures the logger "detectron2", but the copy logs to "LabGym.detectron2".
 logging.getLogger(_REAL).parent = logging.getLogger("detectron2")
