@@ -1,4 +1,4 @@
-"""Weights of any origin. Files from elsewhere are hostile until shown otherwise."""
+"""Read, convert, check and load weights of other projects. No code in a weights file is run."""
 
 from .convert import convert, origin_of, place  # noqa: F401
 from .load import read_file, read_notes  # noqa: F401

@@ -1,4 +1,4 @@
-"""Weights in anybody's names -> detectron2's names -> the names of a model."""
+"""Convert weights of Detectron, mmdetection, torchvision and timm to detectron2's names."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,8 +11,9 @@ from .mapping import Converted, KeyMap, any_starts, apply
 
 ORIGIN = "detectron2"
 _STEM = "stem.conv1.weight"
-# Names that one origin has and those below it have not.
-_SIGNS = (
+# Names by which an origin is recognized. They are tried in this order: each pattern matches no
+# names of the origins below.
+_ORIGIN_PATTERNS = (
     (detectron.ORIGIN, r"(res_)?conv1_(w|[bg]n_\w+)|res\d_\d+_branch\w+"),
     (mmdetection.ORIGIN, r"backbone\.(conv1|layer\d\.0)\..*|gn1\.weight"),
     (torchvision.ORIGIN, r"layer\d\.0\..*"),
@@ -21,50 +22,59 @@ _SIGNS = (
 
 
 def origin_of(names: Iterable[str]) -> str:
-    """Whose names these are: "Detectron", "mmdetection", "torchvision" or "detectron2".
+    """Return the project that uses these tensor names.
+
+    Returns:
+        "Detectron", "mmdetection", "torchvision" (timm's names are the same) or "detectron2".
 
     Raises:
-        GNDetError: nobody's that is known here.
+        GNDetError: the names are of no known project.
     """
-    names = _without_module(names)
-    for origin, pattern in _SIGNS:
+    names = _strip_module(names)
+    for origin, pattern in _ORIGIN_PATTERNS:
         if any(re.fullmatch(pattern, name) for name in names):
             return origin
     raise GNDetError(
-        f"These weights have names of no origin that is known here ({', '.join(list(names)[:3])}, ...): Detectron's, "
-        "detectron2's, mmdetection's, and those of a ResNet of torchvision's or timm's are."
+        f"The weights have unknown tensor names ({', '.join(list(names)[:3])}, ...): use weights of Detectron, detectron2 "
+        "or mmdetection, or of a ResNet of torchvision or timm."
     )
 
 
 def convert(weights: Mapping[str, Tensor]) -> Converted:
-    """Weights in detectron2's names, from those of Detectron, mmdetection, torchvision, timm or detectron2.
+    """Convert weights of Detectron, mmdetection, torchvision, timm or detectron2 to detectron2's names.
+
+    Args:
+        weights: {name: tensor}, with or without the prefix ``module.`` of a parallel model.
 
     Raises:
-        GNDetError: the names are of none of them, or a tensor has a shape that cannot be.
+        GNDetError: the names are of no known project, or a tensor has an impossible shape.
     """
-    origin, source_of = origin_of(weights), _without_module(weights)
-    weights = {name: weights[source] for name, source in source_of.items()}
+    origin, original_names = origin_of(weights), _strip_module(weights)
+    weights = {name: weights[original] for name, original in original_names.items()}
     if origin == detectron.ORIGIN:
-        done = detectron.from_detectron(weights)
+        result = detectron.from_detectron(weights)
     elif origin == mmdetection.ORIGIN:
-        done = mmdetection.from_mmdetection(weights)
+        result = mmdetection.from_mmdetection(weights)
     elif origin == torchvision.ORIGIN:
-        done = torchvision.from_torchvision(weights)
+        result = torchvision.from_torchvision(weights)
     else:
-        relative = not any_starts(weights, "backbone.", "proposal_generator.", "roi_heads.")
-        done = apply(KeyMap(lambda name: name, _why_dropped), weights, ORIGIN, relative)
+        backbone_only = not any_starts(weights, "backbone.", "proposal_generator.", "roi_heads.")
+        result = apply(KeyMap(lambda name: name, _why_dropped), weights, ORIGIN, backbone_only)
     return Converted(
-        done.weights,
-        done.origin,
-        done.backbone_only,
-        {name: source_of.get(source, source) for name, source in done.sources.items()},
-        {source_of[name]: reason for name, reason in done.dropped.items()},
-        [source_of[name] for name in done.leftover],
+        result.weights,
+        result.origin,
+        result.backbone_only,
+        {name: original_names.get(source, source) for name, source in result.sources.items()},
+        {original_names[name]: reason for name, reason in result.dropped.items()},
+        [original_names[name] for name in result.leftover],
     )
 
 
-def _without_module(names: Iterable[str]) -> dict[str, str]:
-    """Name without the ``module.`` of a model that was trained in parallel -> name as it is."""
+def _strip_module(names: Iterable[str]) -> dict[str, str]:
+    """Return {name without the prefix ``module.``: name}.
+
+    The prefix, which a parallel model adds, is removed only if all names have it.
+    """
     names = list(names)
     prefix = "module." if names and all(name.startswith("module.") for name in names) else ""
     return {name.removeprefix(prefix): name for name in names}
@@ -72,27 +82,32 @@ def _without_module(names: Iterable[str]) -> dict[str, str]:
 
 def _why_dropped(name: str) -> str:
     if name in ("pixel_mean", "pixel_std"):
-        return "the config's, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD"
+        return "set by the config (MODEL.PIXEL_MEAN, MODEL.PIXEL_STD)"
     if "anchor_generator.cell_anchors" in name:
-        return "anchors, which the config gives"
-    return "classifier of ImageNet" if name in ("stem.fc.weight", "stem.fc.bias") else ""
+        return "anchors, which follow from the config"
+    return "ImageNet classifier" if name in ("stem.fc.weight", "stem.fc.bias") else ""
 
 
 def place(weights: Mapping[str, Tensor], model_names: Iterable[str]) -> dict[str, Tensor]:
-    """A backbone's weights, by name within the ResNet, under the names that they have in a model.
+    """Rename the weights of a ResNet to the names that they have in a model.
 
-    With FPN that is ``backbone.bottom_up.``, with C4 ``backbone.``, and for its res5 ``roi_heads.``; a ResNet alone has no
-    prefix. Names that the model has not get the prefix as well. A whole detector's weights stay as they are.
+    The prefix is ``backbone.bottom_up.`` with FPN, ``backbone.`` with C4 (``roi_heads.`` for its
+    res5), and none in a ResNet alone. Names that the model does not have get the prefix as well.
+    The weights of a whole detector keep their names.
+
+    Args:
+        weights: in detectron2's names, as :func:`convert` returns them.
+        model_names: the keys of the model's state dict.
 
     Raises:
-        GNDetError: there is no ResNet in the model.
+        GNDetError: the model has no ResNet.
     """
     if any_starts(weights, "backbone.", "proposal_generator.", "roi_heads."):
         return dict(weights)
     model_names = set(model_names)
     prefix = next((name.removesuffix(_STEM) for name in sorted(model_names) if name.endswith(_STEM)), None)
     if prefix is None:
-        raise GNDetError("These weights are a ResNet's, and the model has none: it has no layer named stem.conv1.")
+        raise GNDetError("The weights are those of a ResNet, but the model has none: it has no layer named stem.conv1.")
     in_head = any_starts(model_names, "roi_heads.res5.")
     return {
         (("roi_heads." if in_head and name.startswith("res5.") else prefix) + name): weights[name] for name in weights

@@ -1,4 +1,8 @@
-"""Do weights belong to a model? Both by detectron2's names, as name -> tensor."""
+"""Compare weights with a model by tensor names, shapes and norms, and find out why they do not fit.
+
+Weights and models are in detectron2's names. "Learned" tensors are parameters and the running
+statistics of norms.
+"""
 
 import re
 from collections import Counter
@@ -14,59 +18,80 @@ from ..modeling.part_names import norm_keys, part_of
 
 _RESNET = ("backbone", "C4 head")
 _PREDICTORS = ("box predictor", "mask predictor")
-RANDOM = {"classes", "partial"}  # accepted, these leave tensors random
-# Counts and constants of old checkpoints, which the config or nobody needs.
-_NO_WEIGHT = re.compile(r"(^|\.)(num_batches_tracked|pixel_mean|pixel_std|cell_anchors\.\d+)$")
-_DEPTHS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}
+#: Problems that, if accepted, leave tensors of the model at their random initial values.
+LEAVES_RANDOM = {"classes", "partial"}
+# Counters, and constants in old checkpoints that the config sets.
+_NOT_LEARNED = re.compile(r"(^|\.)(num_batches_tracked|pixel_mean|pixel_std|cell_anchors\.\d+)$")
+_DEPTHS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 36, 3): "152"}  # by blocks per stage
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How the weights' names and shapes compare with the model's."""
+    """The names of learned tensors in weights and in a model, sorted by how they compare.
+
+    Attributes:
+        matched: in both, with the same shape.
+        missing: in the model only.
+        unexpected: in the weights only.
+        reshaped: in both, with different shapes: {name: (shape in the weights, shape in the model)}.
+    """
 
     matched: list[str]
     missing: list[str]
     unexpected: list[str]
-    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # name -> (the weights' shape, the model's)
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
     @property
-    def whole(self) -> bool:
+    def exact(self) -> bool:
+        """Whether all tensors match."""
         return not (self.missing or self.unexpected or self.reshaped)
 
     @property
     def backbone_only(self) -> bool:
-        """The weights are those of a ResNet and of nothing that a detector adds."""
+        """Whether the weights have tensors of a ResNet and of no other part of a detector."""
         names = [*self.matched, *self.unexpected, *self.reshaped]
         return bool(self.matched) and all(part_of(name) in _RESNET for name in names)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why weights do not belong to a model, and the word by which ``MODEL.GN.ACCEPT_WEIGHTS`` lets it pass."""
+    """The reason why weights do not fit a model.
+
+    Attributes:
+        word: the word by which ``MODEL.GN.ACCEPT_WEIGHTS`` accepts the problem: "norm" (another kind
+            of norm), "classes" (another number of classes), "partial" (another depth, or missing,
+            unexpected or reshaped tensors) or "recipe" (:mod:`gn_det.checkpoint.recipe`); "" if the
+            problem cannot be accepted.
+        text: what is wrong, as a clause that calls the weights "they".
+    """
 
     word: str
     text: str
 
 
-def is_weight(name: str) -> bool:
-    """Whether the tensor of this name is learned, or is a norm's statistic."""
-    return not _NO_WEIGHT.search(name)
+def is_learned(name: str) -> bool:
+    """Return whether the tensor with this name is a parameter or a running statistic of a norm."""
+    return not _NOT_LEARNED.search(name)
 
 
 def compare(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Fit:
-    """The weights beside the model's ``state_dict``."""
-    names, own = filter(is_weight, weights), list(filter(is_weight, state))
-    there = {name: tuple(weights[name].shape) for name in names}
+    """Compare the names and shapes of weights with those of a model's state dict."""
+    model_names = list(filter(is_learned, state))
+    shapes = {name: tuple(value.shape) for name, value in weights.items() if is_learned(name)}
     return Fit(
-        matched=[name for name in own if there.get(name) == tuple(state[name].shape)],
-        missing=[name for name in own if name not in there],
-        unexpected=[name for name in there if name not in state],
-        reshaped={n: (there[n], s) for n in own if n in there and there[n] != (s := tuple(state[n].shape))},
+        matched=[name for name in model_names if shapes.get(name) == tuple(state[name].shape)],
+        missing=[name for name in model_names if name not in shapes],
+        unexpected=[name for name in shapes if name not in state],
+        reshaped={
+            name: (shapes[name], shape)
+            for name in model_names
+            if name in shapes and shapes[name] != (shape := tuple(state[name].shape))
+        },
     )
 
 
 def report(fit: Fit) -> str:
-    """Tensors by part of the model: loaded, missing, unexpected, of another shape."""
+    """Return a table of the loaded, missing, unexpected and reshaped tensors per part of the model."""
     columns = {"loaded": fit.matched, "missing": fit.missing, "unexpected": fit.unexpected, "other shape": fit.reshaped}
     counts = {title: Counter(map(part_of, names)) for title, names in columns.items()}
     parts = dict.fromkeys(part for count in counts.values() for part in count)
@@ -75,51 +100,67 @@ def report(fit: Fit) -> str:
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors that hold a NaN or an infinity."""
+    """Return the names of the tensors that contain NaN or infinity."""
     return [name for name, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()]
 
 
 def find_problem(
     fit: Fit, weights: Mapping[str, Tensor], model: nn.Module, accept: Iterable[str] = (), complete: bool = False
 ) -> Problem | None:
-    """What does not fit, the most telling first.
+    """Return the most specific reason why weights do not fit a model; None if they fit.
 
     Args:
-        accept: words of problems that may be.
-        complete: the model is used as it is loaded, so that nothing of it may stay random.
+        fit: the result of :func:`compare` for ``weights`` and the state dict of ``model``.
+        accept: the words of problems to ignore, as in ``MODEL.GN.ACCEPT_WEIGHTS``.
+        complete: require every tensor of the model, as for evaluation. Otherwise the weights of a
+            backbone alone fit, and problems that leave tensors random can be accepted.
     """
     if not fit.matched:
-        name = next(iter(weights), None)
-        what = f"none of its {len(weights)} tensors has a name and shape of the model's ({name}, for one)"
-        return Problem("", what if name else "it holds no tensors")
-    accept = set(accept) - (RANDOM if complete else set())
+        if not weights:
+            return Problem("", "they have no tensors")
+        return Problem(
+            "",
+            f"none of their {len(weights)} tensors has the name and shape of a tensor of the model ({_example(weights)})",
+        )
+    accept = set(accept) - (LEAVES_RANDOM if complete else set())
     for problem in (_depth_problem(fit, weights), _norm_problem(fit, weights, model), _classes_problem(fit)):
         if problem and problem.word not in accept:
             return problem
-    return None if "partial" in accept else _partial_problem(_unexplained(fit, accept, complete), fit)
+    return None if "partial" in accept else _partial_problem(_without_accepted(fit, accept, complete), fit)
 
 
-def _unexplained(fit: Fit, accept: set[str], complete: bool) -> Fit:
-    """The fit without what is as it should be, or goes with an accepted problem."""
+def _without_accepted(fit: Fit, accept: set[str], complete: bool) -> Fit:
+    """Return the fit without the differences that are no problem or belong to an accepted one."""
     parts = {part_of(name) for name in (*fit.matched, *fit.missing, *fit.reshaped)}
-    start = fit.backbone_only and not complete
+    heads_may_be_missing = fit.backbone_only and not complete
 
-    def fine(name: str) -> bool:
+    def accepted(name: str) -> bool:
+        # Without a norm, detectron2's convolutions have a bias, and with one they have none.
         return "norm" in accept and (".norm." in name or name.endswith(".bias"))
 
     return Fit(
         fit.matched,
-        missing=[n for n in fit.missing if not fine(n) and not (start and part_of(n) not in _RESNET)],
-        # The weights of a model with masks serve one without as well.
-        unexpected=[n for n in fit.unexpected if not fine(n) and ("mask" not in part_of(n) or part_of(n) in parts)],
+        missing=[
+            name
+            for name in fit.missing
+            if not accepted(name) and not (heads_may_be_missing and part_of(name) not in _RESNET)
+        ],
+        # The weights of a model with masks also fit a model without.
+        unexpected=[
+            name
+            for name in fit.unexpected
+            if not accepted(name) and ("mask" not in part_of(name) or part_of(name) in parts)
+        ],
         reshaped={
-            n: shapes for n, shapes in fit.reshaped.items() if not ("classes" in accept and part_of(n) in _PREDICTORS)
+            name: shapes
+            for name, shapes in fit.reshaped.items()
+            if not ("classes" in accept and part_of(name) in _PREDICTORS)
         },
     )
 
 
-def _blocks(names: Iterable[str]) -> tuple[dict[str, int], bool]:
-    """Residual blocks of each stage of a ResNet, and whether they are bottlenecks of three convolutions."""
+def _count_blocks(names: Iterable[str]) -> tuple[dict[str, int], bool]:
+    """Return the number of residual blocks per stage, and whether they are bottlenecks (3 convolutions)."""
     blocks: dict[str, int] = {}
     bottleneck = False
     for name in names:
@@ -130,18 +171,20 @@ def _blocks(names: Iterable[str]) -> tuple[dict[str, int], bool]:
 
 
 def _depth_problem(fit: Fit, weights: Mapping[str, Tensor]) -> Problem | None:
-    theirs, three = _blocks(weights)
-    ours, our_three = _blocks([*fit.matched, *fit.missing, *fit.reshaped])
-    same = all(theirs[stage] == ours[stage] for stage in theirs.keys() & ours.keys())
-    if not theirs or not ours or (same and three == our_three):
+    weights_blocks, weights_bottleneck = _count_blocks(weights)
+    model_blocks, model_bottleneck = _count_blocks([*fit.matched, *fit.missing, *fit.reshaped])
+    shared = weights_blocks.keys() & model_blocks.keys()
+    same = weights_bottleneck == model_bottleneck and all(weights_blocks[s] == model_blocks[s] for s in shared)
+    if not weights_blocks or not model_blocks or same:
         return None
     return Problem(
         "partial",
-        f"it is of {_resnet(theirs, three)}, and the model has {_resnet(ours, our_three)}: set MODEL.RESNETS.DEPTH",
+        f"they are for {_resnet_name(weights_blocks, weights_bottleneck)}, but the model has "
+        f"{_resnet_name(model_blocks, model_bottleneck)}: set MODEL.RESNETS.DEPTH to that of the weights",
     )
 
 
-def _resnet(blocks: dict[str, int], bottleneck: bool) -> str:
+def _resnet_name(blocks: dict[str, int], bottleneck: bool) -> str:
     counts = tuple(blocks[stage] for stage in sorted(blocks))
     depth = next((depth for known, depth in _DEPTHS.items() if known[: len(counts)] == counts), "")
     depth = "34" if depth == "50" and not bottleneck else depth
@@ -149,67 +192,86 @@ def _resnet(blocks: dict[str, int], bottleneck: bool) -> str:
 
 
 def _norm_problem(fit: Fit, weights: Mapping[str, Tensor], model: nn.Module) -> Problem | None:
-    """Norms with statistics of batches (BN and its kin) against norms without (GN, LN, IN), and norms against none."""
-    layers: dict[str, list[str]] = {}
-    with_statistics = "BN* folded into scale and shift" if _folded(weights) else "BN"
+    """Return a problem if norms are in different layers or of different kinds.
+
+    The kinds are norms with running statistics (BN) and without (GN, LN, IN). Of several
+    differences, the one with the most layers is returned.
+    """
+    layers: dict[str, list[str]] = {}  # what the weights have instead of the model's norm -> names of the norms
+    with_statistics = "BN* folded into scale and shift" if _is_folded(weights) else "BN"
     for name, module in model.named_modules():
         kind = _other_norm(name, module, weights, with_statistics)
         if kind:
             layers.setdefault(kind, []).append(name)
-    unnormed = [name.removesuffix(".norm.weight") for name in fit.unexpected if name.endswith(".norm.weight")]
-    layers["a norm"] = [name for name in unnormed if f"{name}.weight" in fit.matched]
-    theirs, names = max(layers.items(), key=lambda item: len(item[1]))
+    extra_norms = [name.removesuffix(".norm.weight") for name in fit.unexpected if name.endswith(".norm.weight")]
+    layers["a norm"] = [name for name in extra_norms if f"{name}.weight" in fit.matched]
+    weights_norm, names = max(layers.items(), key=lambda item: len(item[1]))
     if not names:
         return None
-    where = Counter(map(part_of, names)).most_common()
-    keys = [key for part, _ in where for key in norm_keys(part)]
-    counts = ", ".join(f"{part} {count}" for part, count in where)
-    ours = "none" if theirs == "a norm" else type(model.get_submodule(names[0])).__name__
+    model_norm = "none" if weights_norm == "a norm" else type(model.get_submodule(names[0])).__name__
+    part_counts = Counter(map(part_of, names)).most_common()
+    counts = ", ".join(f"{part} {count}" for part, count in part_counts)
+    keys = [key for part, _ in part_counts for key in norm_keys(part)]
+    hint = f", or set {keys[0]} to that of the weights" if keys else ""
     return Problem(
         "norm",
-        f"it has {theirs} where the model has {ours} (layers: {counts}), and what the one has learned means nothing to the "
-        f"other: take weights with the model's norm{f', or set {keys[0]} to theirs' if keys else ''}",
+        f"they have {weights_norm} where the model has {model_norm} (layers: {counts}), and parameters that were learned "
+        f"with one are wrong with the other: use weights with the norm of the model{hint}",
     )
 
 
-def _folded(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the statistics say nothing: BN was folded into a fixed affine layer, as in Detectron's and MSRA's files."""
+def _is_folded(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether the running statistics are all 0 and 1: BN folded into a fixed scale and shift.
+
+    The files of Detectron and MSRA are like this.
+    """
     means = [value for name, value in weights.items() if name.endswith(".running_mean")]
     variances = [value for name, value in weights.items() if name.endswith(".running_var")]
     return all(not mean.any() for mean in means) and all(bool((v - 1).abs().max() < 1e-4) for v in variances)
 
 
 def _other_norm(name: str, norm: nn.Module, weights: Mapping[str, Tensor], with_statistics: str) -> str:
-    """What the weights have at the place of a norm, if that is another kind."""
-    scale, there = f"{name}.weight" in weights, f"{name}.running_mean" in weights
+    """Return what the weights have instead of a norm of the model; "" if they have the same kind.
+
+    Args:
+        name, norm: a module of the model and its name. Modules that are no norm give "".
+        with_statistics: what the result calls a norm with running statistics.
+    """
+    has_scale, has_mean = f"{name}.weight" in weights, f"{name}.running_mean" in weights
     if getattr(norm, "running_mean", None) is not None:
-        if scale and not there:
+        if has_scale and not has_mean:
             return "a norm without statistics (GN)"
-        return with_statistics if there and with_statistics != "BN" and isinstance(norm, _BatchNorm) else ""
-    if there:
+        return with_statistics if has_mean and with_statistics != "BN" and isinstance(norm, _BatchNorm) else ""
+    if has_mean:
         return with_statistics
-    if not name.endswith(".norm") or scale or f"{name}.bias" in weights:
+    if not name.endswith(".norm") or has_scale or f"{name}.bias" in weights:
         return ""
     return "no norm" if f"{name.removesuffix('.norm')}.weight" in weights else ""
 
 
 def _classes_problem(fit: Fit) -> Problem | None:
-    score = fit.reshaped.get("roi_heads.box_predictor.cls_score.weight")
-    if not score or score[0][1:] != score[1][1:]:
+    shapes = fit.reshaped.get("roi_heads.box_predictor.cls_score.weight")
+    if not shapes or shapes[0][1:] != shapes[1][1:]:
         return None
-    theirs, ours = score[0][0] - 1, score[1][0] - 1
-    return Problem("classes", f"it is for {theirs} classes, and MODEL.ROI_HEADS.NUM_CLASSES is {ours}")
+    weights_classes, model_classes = (shape[0] - 1 for shape in shapes)  # without the background
+    return Problem(
+        "classes", f"they are for {weights_classes} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {model_classes}"
+    )
 
 
 def _partial_problem(rest: Fit, fit: Fit) -> Problem | None:
-    if rest.whole:
+    if rest.exact:
         return None
     if fit.backbone_only and rest.missing == fit.missing:
-        return Problem("partial", "it holds a backbone alone, and the rest of the model would be random")
+        return Problem("partial", "they contain only a backbone, and the rest of the model would be random")
     total = len(fit.matched) + len(fit.missing) + len(fit.reshaped)
-    kinds = ((rest.missing, "are not in it"), (rest.reshaped, "have another shape in it"))
-    said = [f"{len(names)} of the model's {total} tensors {what}" for names, what in kinds if names]
-    if rest.unexpected:
-        said.append(f"{len(rest.unexpected)} of its tensors are not in the model")
-    first = [*rest.missing, *rest.reshaped, *rest.unexpected][0]
-    return Problem("partial", f"{' and '.join(said)} ({first}, for one)")
+    clauses = [f"lack {len(rest.missing)} of the model's {total} tensors"] * bool(rest.missing)
+    clauses += [f"have {len(rest.reshaped)} of the model's {total} tensors in another shape"] * bool(rest.reshaped)
+    clauses += [f"have {len(rest.unexpected)} tensors that the model does not have"] * bool(rest.unexpected)
+    return Problem(
+        "partial", f"they {' and '.join(clauses)} ({_example([*rest.missing, *rest.reshaped, *rest.unexpected])})"
+    )
+
+
+def _example(names: Iterable[str]) -> str:
+    return f"for example {next(iter(names))}"

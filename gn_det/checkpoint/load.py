@@ -1,4 +1,4 @@
-"""Reading of weight files without running what is in them."""
+"""Read weights from pickles and from files of PyTorch and safetensors, without running code in them."""
 
 import contextlib
 import os
@@ -11,76 +11,95 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..download.content import DESCRIPTIONS, file_type, read_head
 from ..errors import GNDetError
 from .pickles import STAND_INS, load_pickle, one_line
 from .safetensors_io import read_metadata, read_safetensors
 
-# Where a file keeps its weights: detectron2 and gn_det, mmdetection and most training scripts, pycls, Detectron.
-_WEIGHTS = ("model", "state_dict", "model_state", "blobs")
-_OLD_TORCH = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # what PyTorch wrote first before it wrote zip files
-_MOST_ELEMENTS = 2**28  # of a tensor that is larger than what there is of it in the file: 1 GB
+# The keys under which files store their weights: detectron2 and gn_det; mmdetection and most
+# training scripts; pycls; Detectron.
+_WEIGHT_KEYS = ("model", "state_dict", "model_state", "blobs")
+_MAX_EXPANDED_ELEMENTS = 2**28  # of a tensor whose shape has more values than the file stores: 1 GB of float32
 
 
 class _HistoryBuffer:
-    """Stands for mmengine's, a log of the training, of which nothing is kept."""
+    """Replaces mmengine's HistoryBuffer, a training log, when a file is read. The content is discarded."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
-_SAFE: list = [(stand_in, name) for name, stand_in in STAND_INS.items()]
-_SAFE.append((_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"))
+_SAFE_GLOBALS: list = [(stand_in, name) for name, stand_in in STAND_INS.items()]
+_SAFE_GLOBALS.append((_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"))
 
 
 def read_file(path: str | Path) -> dict:
-    """The weights in a file of any kind: a pickle, PyTorch's or safetensors, whatever its suffix says.
+    """Read a file of weights: a pickle, a PyTorch file or a safetensors file, whatever its suffix.
 
     Returns:
-        {"model": {the file's own name: tensor on the CPU}, and the other parts of the file by name}. Of a pickle only
-        text and numbers are such parts. "skipped" says what stood among the weights and is no tensor: {name: type}.
+        A dict with
+
+        - "model": {name in the file: tensor on the CPU}
+        - "skipped": {name: type}, the entries among the weights that are not tensors; only if there
+          are any
+        - every other part of the file under its own key; of a pickle, only text, numbers and None
 
     Raises:
-        GNDetError: the file is not there, asks for anything to be run, is damaged, or holds no weights.
+        GNDetError: the file does not exist, asks to run code, is damaged, or has no weights.
     """
     path = _local_path(path)
-    with _as_sentence(path):
-        parts = _READERS[_kind(path)](path)
-        where, weights = _find_weights(parts)
+    with _reading_errors(path):
+        parts = _READERS[_weights_type(path)](path)
+        key, weights = _find_weights(parts)
         skipped = {one_line(str(name)): type(value).__name__ for name, value in weights.items() if not _is_array(value)}
-        rest = {name: value for name, value in _dict(parts).items() if where and name != where}
-        tensors = {_name(name): _tensor(name, value) for name, value in weights.items() if _is_array(value)}
+        rest = {name: value for name, value in _as_dict(parts).items() if key and name != key}
+        tensors = {_check_name(name): _to_tensor(name, value) for name, value in weights.items() if _is_array(value)}
     return {**rest, **({"skipped": skipped} if skipped else {}), "model": tensors}
 
 
 def read_notes(path: str) -> dict:
-    """What a checkpoint of gn_det's says of itself beside its weights, which are not read.
+    """Read the config and the class names that gn_det stores in its checkpoints. The weights are not read.
 
     Returns:
-        {"config": YAML text, "names": of the classes, "ids": of the classes in their data set}, each where it is known.
+        A dict with those of the following keys that the file has
+
+        - "config": str, YAML
+        - "names": list of str, the names of the classes
+        - "ids": list of int, the category ids of the classes in their dataset
 
     Raises:
-        GNDetError: the file is not there, or is no checkpoint.
+        GNDetError: the file does not exist or is not a checkpoint.
     """
     path = _local_path(path)
     if path.endswith(".pkl"):
-        return {}  # none of them is gn_det's
-    with _as_sentence(path):
-        kind = _kind(path)
+        return {}  # gn_det does not write this format
+    with _reading_errors(path):
+        kind = _weights_type(path)
         if kind == "safetensors":
             return notes_in(read_metadata(path))
         return notes_in(_load_zip(path, mmap=True) if kind == "zip" else _READERS[kind](path))
 
 
 def notes_in(parts: object) -> dict:
-    """What :func:`read_notes` returns, from the parts of a file."""
-    config, classes = (_dict(_dict(parts).get(key)) for key in ("config", "classes"))
+    """Return the notes, as :func:`read_notes` does, from a file that :func:`read_file` has read."""
+    config, classes = (_as_dict(_as_dict(parts).get(key)) for key in ("config", "classes"))
     notes = {"names": _list_of(str, classes.get("names")), "ids": _list_of(int, classes.get("ids"))}
     if isinstance(config.get("yaml"), str):
         notes["config"] = config["yaml"]
     return {key: value for key, value in notes.items() if value}
 
 
-def _dict(value: object) -> dict:
+def read_error(path: str, error: Exception) -> GNDetError:
+    """Return the GNDetError for an exception that was raised while reading a file."""
+    reason = (str(error).splitlines() or [""])[0].rstrip(".")
+    if named := re.search(r"GLOBAL (\S+)", str(error)):  # the rest of PyTorch's message tells how to run the code
+        reason = f"it asks for {named[1]}, which weights do not need"
+    elif isinstance(error, pickle.UnpicklingError):
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0] or reason
+    return GNDetError(f"The weights {path} could not be read: {one_line(reason) or type(error).__name__}.")
+
+
+def _as_dict(value: object) -> dict:
     return value if isinstance(value, dict) else {}
 
 
@@ -89,67 +108,80 @@ def _list_of(kind: type, value: object) -> list:
 
 
 def _local_path(path: str | Path) -> str:
-    name = os.path.expanduser(str(path).partition("?")[0])  # the rest is for detectron2's checkpointer
+    name = os.path.expanduser(str(path).partition("?")[0])  # "?" begins options for detectron2's checkpointer
     if not os.path.isfile(name):
-        raise GNDetError(f"The weights {path} could not be read: there is no such file.")
+        raise GNDetError(f"The weights {path} could not be read: the file does not exist.")
     return name
 
 
 @contextlib.contextmanager
-def _as_sentence(path: str) -> Iterator[None]:
+def _reading_errors(path: str) -> Iterator[None]:
+    """Turn every exception into a GNDetError that names the file."""
     try:
         yield
     except GNDetError:
         raise
-    except Exception as error:  # there is no end to what torch.load raises on bytes that are no checkpoint
-        raise unreadable(path, error) from error
+    except Exception as error:  # torch.load can raise any exception for a damaged file
+        raise read_error(path, error) from error
 
 
-def _kind(path: str) -> str:
-    """The key of ``_READERS``, from the first bytes."""
-    with open(path, "rb") as file:
-        start = file.read(64)
-    if start[4:9] == b"\0\0\0\0{":  # the length of a header of JSON, and the header
-        return "safetensors"
-    if start.startswith(b"PK\3\4"):
-        return "zip"
-    if _OLD_TORCH in start:
-        return "old torch"
-    if start[:1] in (b"\x80", b"(", b"}", b"c"):  # a protocol; a dict or a class in those without
-        return "pickle"
-    raise ValueError(f"it begins with {start[:16]!r}, as no file of weights does" if start else "it is empty")
+def _weights_type(path: str) -> str:
+    """Return the file type, a key of ``_READERS``.
+
+    Raises:
+        ValueError: the file is empty or of another type.
+    """
+    head = read_head(path)
+    if not head:
+        raise ValueError("it is empty")
+    kind = file_type(head)
+    if kind not in _READERS:
+        raise ValueError(f"it is {DESCRIPTIONS[kind]}, not weights: it begins with {head[:16]!r}")
+    return kind
 
 
 def _load_zip(path: str, mmap: bool = False) -> object:
-    """Mapped only where the weights are not kept: a run that goes on writes over the file that it has read."""
+    """Load a zip file of PyTorch.
+
+    Args:
+        mmap: map the file instead of reading it. Only for callers that discard the weights: a
+            resumed run overwrites the checkpoint that it has read, and using a mapped tensor after
+            that ends the process with a bus error.
+    """
     _check_zip(path)
     return _load_torch(path, mmap)
 
 
 def _load_torch(path: str, mmap: bool = False) -> object:
-    mmap = mmap and not path.endswith(".safetensors")  # only by name can it be mapped, and that name PyTorch believes
-    with torch.serialization.safe_globals(_SAFE), open(path, "rb") as file:
+    mmap = mmap and not path.endswith(".safetensors")  # PyTorch maps only by path, and chooses the reader by the suffix
+    with torch.serialization.safe_globals(_SAFE_GLOBALS), open(path, "rb") as file:
         return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def _check_zip(path: str) -> None:
-    """PyTorch compresses nothing, so that a file cannot claim more than it has."""
+    """Refuse zip bombs.
+
+    PyTorch does not compress, so the entries of a valid file are not larger than the file.
+    """
     with zipfile.ZipFile(path) as file:
         entries = file.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("it is compressed, which PyTorch does not do")
+        raise ValueError("it is compressed, but PyTorch writes zip files without compression")
     if sum(entry.file_size for entry in entries) > Path(path).stat().st_size:
-        raise ValueError("its parts are larger than the whole")
+        raise ValueError("its entries claim to be larger than the file")
 
 
 def _load_plain_pickle(path: str) -> dict:
-    """Beside the weights a pickle keeps text and numbers only; weights that are not within a part are the whole."""
+    """Load the weights of a pickle, with the text, numbers and None beside them.
+
+    If the weights are the whole pickle and not one part of it, all of it is returned.
+    """
     data = load_pickle(path)
-    where, _ = _find_weights(data)
-    return {name: value for name, value in data.items() if name == where or not where or _is_plain(value)}
+    key, _ = _find_weights(data)
+    return {name: value for name, value in data.items() if name == key or not key or _is_text_or_number(value)}
 
 
-def _is_plain(value: object) -> bool:
+def _is_text_or_number(value: object) -> bool:
     return value is None or isinstance(value, (str, bool, int, float))
 
 
@@ -162,41 +194,44 @@ _READERS: dict[str, Callable[[str], object]] = {
 
 
 def _find_weights(data: object) -> tuple[str, dict]:
-    """The part that has the weights and they; "" if they are the whole."""
-    parts = _dict(data)
-    for where, weights in [(name, _dict(parts.get(name))) for name in _WEIGHTS] + [("", parts)]:
+    """Return the key of the weights in a file, "" if the whole file is the weights, and the weights.
+
+    Raises:
+        ValueError: the file has no weights.
+    """
+    parts = _as_dict(data)
+    for key, weights in [(key, _as_dict(parts.get(key))) for key in _WEIGHT_KEYS] + [("", parts)]:
         if any(_is_array(value) for value in weights.values()):
-            return where, weights
-    found = f"only {', '.join(map(str, parts))}" if parts else f"a {type(data).__name__}"
-    raise ValueError(f"it holds no weights by name, but {found}")
+            return key, weights
+    if not isinstance(data, dict):
+        raise ValueError(f"it is a {type(data).__name__} instead of a dict of tensors")
+    known, found = ", ".join(_WEIGHT_KEYS), ", ".join(map(str, data)) or "nothing"
+    raise ValueError(f"it has no tensors at its top level or under the keys {known}, only {found}")
 
 
 def _is_array(value: object) -> bool:
     return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
 
 
-def _name(name: object) -> str:
+def _check_name(name: object) -> str:
     if not isinstance(name, str) or not name.isprintable():
-        raise ValueError(f"it has weights by the name {name!r:.80}, which is none")
+        raise ValueError(f"{name!r:.80} is not a valid tensor name")
     return name
 
 
-def _tensor(name: str, value: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """As it is in the file, in this machine's byte order; its precision is the model's matter."""
+def _to_tensor(name: str, value: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """Return an array of a file as a tensor of the same dtype, in the byte order of this machine.
+
+    Raises:
+        ValueError: the tensor is of an unsupported kind, or the file has fewer values than its shape.
+    """
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=not value.flags.writeable))
     if value.layout is not torch.strided or value.is_quantized or value.is_meta or value.is_complex():
-        raise ValueError(f"{name} is a tensor of a kind that no weights here are")
-    if value.numel() > _MOST_ELEMENTS and value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ValueError(f"{name} claims to be of the shape {list(value.shape)}, and is not in the file")
+        raise ValueError(f"{name} is a sparse, quantized, meta or complex tensor, but weights must be dense and real")
+    if (
+        value.numel() > _MAX_EXPANDED_ELEMENTS
+        and value.numel() * value.element_size() > value.untyped_storage().nbytes()
+    ):
+        raise ValueError(f"{name} has the shape {list(value.shape)}, but the file has fewer values")
     return value.detach()
-
-
-def unreadable(path: str, error: Exception) -> GNDetError:
-    """The sentence for what reading a file has raised."""
-    reason = (str(error).splitlines() or [""])[0].rstrip(".")
-    if named := re.search(r"GLOBAL (\S+)", str(error)):  # PyTorch goes on to say how to run it
-        reason = f"it names {named[1]}, which weights do not need"
-    elif isinstance(error, pickle.UnpicklingError):
-        reason = str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0] or reason
-    return GNDetError(f"The weights {path} could not be read: {one_line(reason) or type(error).__name__}.")

@@ -1,7 +1,8 @@
-"""mmdetection's names -> detectron2's.
+"""Convert weights of mmdetection 1.x, 2.x and 3.x to detectron2's names.
 
-From its sources: mmdet/models of 1.x and 2.x (3.x kept the names), mmcv's ConvModule and ConvWS2d. GN with Weight
-Standardisation has the names of GN, and its convolutions the weights before they are standardised.
+The names are from the sources: mmdet/models of 1.x and 2.x (3.x kept the names), and mmcv's
+ConvModule and ConvWS2d. Models with Weight Standardization have the names of GN models, and store
+the weights of convolutions before standardization.
 """
 
 import re
@@ -13,7 +14,8 @@ from .mapping import Converted, KeyMap, any_starts, apply, background_to_end, wi
 from .torchvision import from_torchvision, resnet_name, why_dropped
 
 ORIGIN = "mmdetection"
-# Layer, its name in detectron2, and what detectron2 calls the first (0 in mmdetection): its FPN counts from res2.
+# The layer's name in mmdetection and in detectron2, and the number of the first such layer in
+# detectron2, which is 0 in mmdetection. detectron2 numbers the FPN's layers from 2, as res2.
 _LAYERS = (
     (r"neck\.lateral_convs\.(?P<n>\d+)", "backbone.fpn_lateral", 2),
     (r"neck\.fpn_convs\.(?P<n>\d+)", "backbone.fpn_output", 2),
@@ -32,9 +34,16 @@ _PARAMETER = r"(?:\.conv)?\.(weight|bias)|\.(?P<norm>bn|gn)\.(weight|bias|runnin
 
 
 def from_mmdetection(weights: Mapping[str, Tensor]) -> Converted:
-    """Weights of mmdetection's: a Faster or Mask R-CNN with FPN of 1.x or 2.x, or a ResNet alone (``gn1``).
+    """Convert the weights of a Faster or Mask R-CNN with FPN, or of a ResNet alone (one with ``gn1``).
 
-    In 1.x the background class is the first, with boxes and masks of its own, in 2.x the last and without.
+    In 1.x the background is the first class and has its own boxes and masks; since 2.x it is the
+    last and has none.
+
+    Args:
+        weights: {mmdetection's name: tensor}.
+
+    Raises:
+        GNDetError: a tensor has an impossible shape.
     """
     if not any_starts(weights, "backbone."):
         return from_torchvision(weights, ORIGIN)

@@ -1,12 +1,19 @@
-"""What weights do not hold and yet depend on: how images were prepared, where the stride is, how norms divide channels."""
+"""Compare the training recipe of weights (color order, pixel mean, stride, groups, eps, ...) with a config.
+
+The tensors do not contain these settings, but the weights give wrong results in a model with others.
+"""
+
+from typing import Any
 
 from detectron2.config import CfgNode
 
 from ..modeling.norm import NORM_KEYS, PER_SAMPLE, get_key
+from ..zoo.index import with_current_keys
 
-# Of files that are known by their names for tensors alone. Caffe2's files have the stride where detectron2's configs for
-# them have it: on the 3x3 with GN, on the 1x1 with BN*, so that is left open here.
-OF_ORIGIN: dict[str, dict] = {
+#: The recipes of weights that are recognized by their tensor names alone. Detectron's has no
+#: "stride_in_1x1", because its files differ: the stride is in the 3x3 convolution of GN models and
+#: in the 1x1 convolution of BN* models.
+RECIPES_BY_ORIGIN: dict[str, dict] = {
     "Detectron": {"format": "BGR", "pixel_mean": [102.9801, 115.9465, 122.7717], "pixel_std": [1.0, 1.0, 1.0]},
     "torchvision": {
         "format": "RGB",
@@ -15,24 +22,43 @@ OF_ORIGIN: dict[str, dict] = {
         "stride_in_1x1": False,
     },
 }
-_MEAN_MARGIN = 2.0  # grey levels: Detectron's and detectron2's BGR means differ by less, and share weights
-_STD_MARGIN = 0.05  # of the std: published ones come in two orders
+# In gray levels. The BGR means of Detectron and detectron2 differ by less, and fit the same weights.
+_MEAN_TOLERANCE = 2.0
+# A fraction of the std. The same published values occur in RGB order and in BGR order.
+_STD_TOLERANCE = 0.05
+
+# What an error sentence calls each setting, and the config key that sets it.
+_SETTINGS = {
+    "format": ("images in", "INPUT.FORMAT"),
+    "pixel_mean": ("the pixel mean", "MODEL.PIXEL_MEAN"),
+    "pixel_std": ("the pixel std", "MODEL.PIXEL_STD"),
+    "stride_in_1x1": ("STRIDE_IN_1X1", "MODEL.RESNETS.STRIDE_IN_1X1"),
+    "groups": ("the number of groups", ""),
+    "eps": ("eps", "MODEL.GN.EPS"),
+    "weight_standardization": ("WEIGHT_STANDARDIZATION", "MODEL.GN.WEIGHT_STANDARDIZATION"),
+}
 
 
 def recipe_of(cfg: CfgNode) -> dict:
-    """The recipe of a model that is trained by a config.
+    """Return the recipe of a model that is trained with a config.
 
     Returns:
-        {"format": "BGR" or "RGB", "pixel_mean": [3], "pixel_std": [3] (in the format's order), "stride_in_1x1": bool or
-        None, "groups": how many, or in words, or None without a norm of one sample, "eps": float or None,
-        "weight_standardisation": bool}
+        A dict with
+
+        - "format": "BGR" or "RGB"
+        - "pixel_mean": list of 3 floats, in the order of "format"
+        - "pixel_std": list of 3 floats, in the order of "format"
+        - "stride_in_1x1": bool; None for a ResNet without bottlenecks
+        - "groups": int, or str if it depends on the channels; None if no norm is GN, LN or IN
+        - "eps": float, of these norms; None if there are none
+        - "weight_standardization": bool
     """
     norms = [get_key(cfg, key) for key in NORM_KEYS]
     norm = next((norm for norm in norms if norm in PER_SAMPLE), None)
     gn = cfg.MODEL.GN
-    groups = {"LN": 1, "IN": "one a channel", "GN": gn.NUM_GROUPS, None: None}[norm]
+    groups = {"LN": 1, "IN": "one per channel", "GN": gn.NUM_GROUPS, None: None}[norm]
     if norm == "GN" and gn.NUM_GROUPS <= 0:
-        groups = f"one for {gn.CHANNELS_PER_GROUP} channels"
+        groups = f"one per {gn.CHANNELS_PER_GROUP} channels"
     return {
         "format": cfg.INPUT.FORMAT,
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
@@ -40,52 +66,35 @@ def recipe_of(cfg: CfgNode) -> dict:
         "stride_in_1x1": cfg.MODEL.RESNETS.STRIDE_IN_1X1 if cfg.MODEL.RESNETS.DEPTH >= 50 else None,
         "groups": groups,
         "eps": gn.EPS if groups else None,
-        "weight_standardisation": bool(gn.get("WEIGHT_STANDARDIZATION")),
+        "weight_standardization": bool(gn.get("WEIGHT_STANDARDIZATION")),
     }
 
 
-def contradiction(theirs: dict, cfg: CfgNode) -> str | None:
-    """Where the recipe of weights and a config differ, as a clause with what to set; None where they agree.
+def contradiction(recipe: dict, cfg: CfgNode) -> str | None:
+    """Compare the recipe of weights with a config.
 
     Args:
-        theirs: as :func:`recipe_of` gives it; what is not known is left out or None.
+        recipe: as :func:`recipe_of` returns it. Settings that are unknown are None or absent.
+
+    Returns:
+        the first difference and what to set, as a clause that calls the weights "they"; None if the
+        recipe and the config agree.
     """
-    ours = recipe_of(cfg)
-    for what, key in _KEYS.items():
-        a, b = theirs.get(what), ours[what]
-        if a is None or b is None or _same(what, a, b):
+    recipe, config_recipe = with_current_keys(recipe), recipe_of(cfg)
+    for name, (label, key) in _SETTINGS.items():
+        trained, configured = recipe.get(name), config_recipe[name]
+        if trained is None or configured is None or _agree(name, trained, configured):
             continue
-        return f"it was trained with {_WORDS[what]} {_text(a)}, and the config has {_text(b)}: set {key} to it"
+        change = (
+            f"set {key} to {trained}" if key else "change the norm, MODEL.GN.NUM_GROUPS or MODEL.GN.CHANNELS_PER_GROUP"
+        )
+        return f"they were trained with {label} {trained}, but the config has {configured}: {change}"
     return None
 
 
-_KEYS = {
-    "format": "INPUT.FORMAT",
-    "pixel_mean": "MODEL.PIXEL_MEAN",
-    "pixel_std": "MODEL.PIXEL_STD",
-    "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
-    "groups": "the norm or MODEL.GN.NUM_GROUPS",
-    "eps": "MODEL.GN.EPS",
-    "weight_standardisation": "MODEL.GN.WEIGHT_STANDARDIZATION",
-}
-_WORDS = {
-    "format": "images in",
-    "pixel_mean": "the pixel mean",
-    "pixel_std": "the pixel std",
-    "stride_in_1x1": "a stride in the 1x1 convolution:",
-    "groups": "groups:",
-    "eps": "eps",
-    "weight_standardisation": "weight standardisation:",
-}
-
-
-def _same(what: str, a, b) -> bool:
-    if what == "pixel_mean":
-        return all(abs(x - y) <= _MEAN_MARGIN for x, y in zip(a, b, strict=True))
-    if what == "pixel_std":
-        return all(abs(x - y) <= _STD_MARGIN * max(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
-def _text(value: object) -> str:
-    return "[" + ", ".join(f"{x:g}" for x in value) + "]" if isinstance(value, list) else str(value)
+def _agree(name: str, trained: Any, configured: Any) -> bool:
+    if name == "pixel_mean":
+        return all(abs(a - b) <= _MEAN_TOLERANCE for a, b in zip(trained, configured, strict=True))
+    if name == "pixel_std":
+        return all(abs(a - b) <= _STD_TOLERANCE * max(a, b) for a, b in zip(trained, configured, strict=True))
+    return trained == configured

@@ -1,4 +1,4 @@
-"""safetensors: weights and text in a file that can run nothing."""
+"""Read and write safetensors files with gn_det's notes (config, classes, recipe) in the metadata."""
 
 import json
 from collections.abc import Mapping
@@ -11,38 +11,59 @@ from safetensors.torch import save_file
 from ..errors import GNDetError
 from ..files import replacing
 
-_OURS = "gn_det"  # the entry of the metadata that has the notes, as JSON: safetensors keeps text only
+_NOTES_KEY = "gn_det"  # the metadata entry of the notes, as JSON because the values of metadata are text
 
 
 def read_safetensors(path: str) -> dict:
-    """{"model": {name: tensor}}, and the notes as :func:`read_metadata` gives them."""
+    """Read a safetensors file.
+
+    Returns:
+        The result of :func:`read_metadata`, and "model": {name: tensor on the CPU}.
+    """
     with safe_open(path, framework="pt", device="cpu") as file:
-        # Copies, as what the library gives is mapped, and ends the process when the file is written over.
+        # The library returns views of the mapped file. Without copies, overwriting the file would
+        # end the process.
         weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        return {**_parts(file.metadata()), "model": weights}
+        return {**_metadata_parts(file.metadata()), "model": weights}
 
 
 def read_metadata(path: str) -> dict:
-    """What the file says beside its weights, in the parts that a checkpoint of gn_det's has, and all of it as "metadata".
+    """Read the metadata of a safetensors file, without the weights.
+
+    Returns:
+        A dict with "metadata", all entries as text, and the parts that :func:`checkpoint_parts`
+        makes of gn_det's notes.
 
     Raises:
-        ValueError: gn_det's own entry is damaged.
-        SafetensorError: no such file.
+        ValueError: the notes of gn_det are damaged.
+        SafetensorError: the file is not a safetensors file.
     """
     with safe_open(path, framework="pt", device="cpu") as file:
-        return _parts(file.metadata())
+        return _metadata_parts(file.metadata())
 
 
-def _parts(metadata: dict[str, str] | None) -> dict:
+def _metadata_parts(metadata: dict[str, str] | None) -> dict:
     metadata = metadata or {}
-    notes = json.loads(metadata.get(_OURS, "{}"))
+    notes = json.loads(metadata.get(_NOTES_KEY, "{}"))
     if not isinstance(notes, dict):
-        raise ValueError(f"its metadata {_OURS!r} is not of the kind that gn_det writes")
-    return {"metadata": metadata, **parts_of(notes)}
+        raise ValueError(f"its metadata entry {_NOTES_KEY!r} is not a JSON object")
+    return {"metadata": metadata, **checkpoint_parts(notes)}
 
 
-def parts_of(notes: Mapping) -> dict:
-    """The parts of a checkpoint of gn_det's that say what :func:`gn_det.checkpoint.read_notes` reads, and the others."""
+def checkpoint_parts(notes: Mapping) -> dict:
+    """Arrange notes as in a ``.pth`` checkpoint of gn_det.
+
+    Args:
+        notes: as :func:`write_safetensors` takes them.
+
+    Returns:
+        A dict with those of the following keys that the notes have
+
+        - "config": {"yaml": str}
+        - "classes": {"names": list of str, "ids": list of int}
+        - "recipe": as :func:`gn_det.checkpoint.recipe.recipe_of` returns it
+        - "origin": str
+    """
     parts = {key: notes[key] for key in ("recipe", "origin") if key in notes}
     if "config" in notes:
         parts["config"] = {"yaml": notes["config"]}
@@ -52,37 +73,38 @@ def parts_of(notes: Mapping) -> dict:
 
 
 def write_safetensors(path: str | Path, weights: Mapping[str, torch.Tensor], notes: Mapping) -> None:
-    """Write weights and what is to be known of them, as a whole or not at all.
+    """Write weights and notes to a safetensors file atomically.
 
     Args:
-        weights: dense tensors. Shared memory and strides are let go.
-        notes: what JSON can say, of which :func:`read_safetensors` gives back "config" (YAML text), "names" and "ids" (of
-            the classes), "recipe" and "origin".
+        weights: {name: dense tensor}. Each tensor is saved contiguous and unshared.
+        notes: values that JSON can store. :func:`read_safetensors` returns the keys "config" (YAML
+            text), "names" and "ids" (of the classes), "recipe" and "origin".
 
     Raises:
-        GNDetError: it cannot be written there, or JSON cannot say the notes.
+        GNDetError: the file cannot be written, or JSON cannot store the notes.
     """
-    text = notes_text(path, notes)
+    text = notes_to_json(path, notes)
     with replacing(Path(path)) as part:
-        save_file(packed(weights), part, {"format": "pt", _OURS: text})
+        save_file(packed(weights), part, {"format": "pt", _NOTES_KEY: text})
 
 
-def notes_text(path: str | Path, notes: Mapping) -> str:
-    """The notes as JSON.
+def notes_to_json(path: str | Path, notes: Mapping) -> str:
+    """Return the notes as JSON.
+
+    Args:
+        path: the file that is being written, for the error sentence.
 
     Raises:
-        GNDetError: JSON cannot say them; ``path`` is where they were to go.
+        GNDetError: JSON cannot store the notes.
     """
     try:
         return json.dumps(dict(notes))
     except (TypeError, ValueError, RecursionError) as error:
-        raise GNDetError(
-            f"{path} cannot be written: the notes on the weights are not text and numbers ({error})."
-        ) from None
+        raise GNDetError(f"{path} cannot be written: its notes must be text and numbers ({error}).") from None
 
 
 def packed(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each tensor on the CPU and contiguous, in memory of its own and of its size."""
+    """Return each tensor on the CPU, contiguous, in a storage of its own that has exactly its size."""
     result, seen = {}, set()
     for name, tensor in weights.items():
         tensor = tensor.detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""torchvision's names of a ResNet -> detectron2's. timm and GroupNorm-reproduce name theirs alike, GN included."""
+"""Convert ResNet weights of torchvision, timm and GroupNorm-reproduce to detectron2's names."""
 
 import re
 from collections.abc import Mapping
@@ -20,12 +20,17 @@ _RULES = (
 
 
 def from_torchvision(weights: Mapping[str, Tensor], origin: str = ORIGIN) -> Converted:
-    """Weights of an ImageNet ResNet, with any norm."""
+    """Convert the weights of an ImageNet ResNet with BN or GN.
+
+    Args:
+        weights: {torchvision's name: tensor}.
+        origin: the project's name in the result.
+    """
     return apply(KeyMap(resnet_name, why_dropped), weights, origin, backbone_only=True)
 
 
 def resnet_name(name: str) -> str | None:
-    """A ResNet's parameter by torchvision's or mmdetection's name -> its name in detectron2's ResNet, or None."""
+    """Return detectron2's name of a ResNet parameter of torchvision or mmdetection; None if unknown."""
     for pattern, template in _RULES:
         if match := re.fullmatch(pattern, name):
             stage = int(match[1]) + 1 if pattern.startswith("layer") else ""  # layer1 is res2
@@ -34,7 +39,7 @@ def resnet_name(name: str) -> str | None:
 
 
 def why_dropped(name: str) -> str:
-    """Why a parameter by torchvision's name is not needed, or ""."""
+    """Return why a tensor with this name in torchvision is not needed; "" if it is needed."""
     if name.endswith(".num_batches_tracked"):
-        return "count of batches, which only a BN without momentum reads"
-    return "classifier of ImageNet" if name in ("fc.weight", "fc.bias") else ""
+        return "batch count, which only BN without momentum uses"
+    return "ImageNet classifier" if name in ("fc.weight", "fc.bias") else ""

@@ -1,4 +1,4 @@
-"""The names of weights, as ``MODEL.WEIGHTS`` takes them, and their local files."""
+"""Resolve ``MODEL.WEIGHTS`` (a path, URL, model zoo name or catalog name) to a local file."""
 
 import glob
 import os
@@ -13,69 +13,81 @@ from ..errors import GNDetError
 from ..files import replacing
 from ..zoo import index as zoo
 from .convert import convert
-from .load import read_file, unreadable
+from .load import read_error, read_file
 
 
 def find_weights(name: str | os.PathLike) -> Path:
-    """The file of ``MODEL.WEIGHTS``, fetched where it is not on this machine yet.
+    """Return the local file of ``MODEL.WEIGHTS``. Download it if it is not in the cache yet.
 
     Args:
-        name: a path, a URL, ``gn_det://NAME`` of the model zoo, or one of detectron2's ``catalog://`` and ``detectron2://``.
+        name: a path, a URL, ``gn_det://NAME`` of the model zoo, or a ``catalog://`` or
+            ``detectron2://`` name of detectron2.
 
     Raises:
-        GNDetError: it is not there, cannot be fetched, or is not what was published under that name.
+        GNDetError: the file does not exist, cannot be downloaded, or differs from the published file.
     """
-    name = os.fspath(name).partition("?")[0]  # the rest is for detectron2's checkpointer
+    name = os.fspath(name).partition("?")[0]  # "?" begins options for detectron2's checkpointer
     if name.startswith(zoo.URI):
         return zoo.get_weights(name.removeprefix(zoo.URI))
     url = zoo.resolve(name)
     if url.startswith("catalog://"):
-        raise GNDetError(f"The weights {name} could not be read: detectron2's catalog has none of that name.")
+        raise GNDetError(f"The weights {name} could not be read: detectron2's catalog has no such name.")
     if url.startswith(("https://", "http://")):
         entry = zoo.entry_of(url)
         return zoo.get_weights(entry.name) if entry and url in entry.urls else fetch(url)
     try:
         path = Path(PathManager.get_local_path(url) if "://" in url else url).expanduser()
-    except Exception as error:  # of whatever handler it is
-        raise unreadable(name, error) from error
+    except Exception as error:  # path handlers of other packages can raise any exception
+        raise read_error(name, error) from error
     if not path.is_file():
-        raise _not_there(name)
+        raise _missing_file(name)
     return path
 
 
 def check_name(name: str) -> None:
-    """Raise GNDetError where weights of this name cannot be had, as far as it is seen without reading or fetching them."""
+    """Check a value of ``MODEL.WEIGHTS`` without reading or downloading the file.
+
+    Raises:
+        GNDetError: the model zoo has no such name, or the path does not exist. URLs and names of
+            detectron2 pass.
+    """
     name = name.partition("?")[0]
     if name.startswith(zoo.URI):
         zoo.get_entry(name.removeprefix(zoo.URI))
     elif "://" not in name and not Path(name).expanduser().is_file():
-        raise _not_there(name)
+        raise _missing_file(name)
 
 
-def _not_there(name: str) -> GNDetError:
+def _missing_file(name: str) -> GNDetError:
     hint = f"; did you mean {zoo.URI}{name}?" if name in zoo.names() else "."
-    return GNDetError(f"The weights {name} could not be read: there is no such file{hint}")
+    return GNDetError(f"The weights {name} could not be read: the file does not exist{hint}")
 
 
 class ZooHandler(PathHandler):
-    """Lets detectron2 read ``gn_det://NAME``: as a file with its own names, so that it unpickles nothing of others'."""
+    """Let detectron2 open ``gn_det://NAME`` as a file in its own names.
+
+    The file is converted, so that detectron2 never unpickles a file of another project.
+    """
 
     def _get_supported_prefixes(self) -> list[str]:
         return [zoo.URI]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
-        return str(_in_detectron2s_names(path.removeprefix(zoo.URI)))
+        return str(_convert_entry(path.removeprefix(zoo.URI)))
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
         return PathManager.open(self._get_local_path(path), mode, buffering, **kwargs)
 
 
-def _in_detectron2s_names(name: str) -> Path:
-    """The weights of an entry converted, beside the download. Another download under the same name is converted anew."""
+def _convert_entry(name: str) -> Path:
+    """Return the weights of a model zoo entry as a file in detectron2's names, beside the download.
+
+    The file is written once, and again if the download has changed.
+    """
     source = zoo.get_weights(name)
     target = source.with_name(f"{source.name}~{zoo.digest(source, 'sha256')[:16]}.detectron2.pth")
     if not target.is_file():
-        data = _converted(source)
+        data = _detectron2_checkpoint(source)
         with replacing(target, hint="; set $FVCORE_CACHE to another folder") as part:
             torch.save(data, part)
         for old in source.parent.glob(f"{glob.escape(source.name)}~*.detectron2.pth"):
@@ -84,14 +96,14 @@ def _in_detectron2s_names(name: str) -> Path:
     return target
 
 
-def _converted(source: Path) -> dict[str, Any]:
-    done = convert(read_file(source)["model"])
-    if done.leftover:
-        raise GNDetError(f"{source} has {len(done.leftover)} tensors of unknown names ({done.leftover[0]}, for one).")
-    # A view would bring with it all that it is a view of.
-    data: dict[str, Any] = {"model": {key: value.clone() for key, value in done.weights.items()}}
-    if done.backbone_only:
-        data["matching_heuristics"] = True  # with which detectron2 finds the place of a ResNet in a model
+def _detectron2_checkpoint(source: Path) -> dict[str, Any]:
+    converted = convert(read_file(source)["model"])
+    if unknown := converted.leftover:
+        raise GNDetError(f"{source} has {len(unknown)} tensors with unknown names (for example {unknown[0]}).")
+    # Clones, because torch.save would write the whole storage that a view belongs to.
+    data: dict[str, Any] = {"model": {name: value.clone() for name, value in converted.weights.items()}}
+    if converted.backbone_only:
+        data["matching_heuristics"] = True  # lets detectron2 find the ResNet in the model
     return data
 
 

@@ -1,1 +1,1 @@
-"""The index of published weights, and its page."""
+"""The index of published weights (the model zoo), and the page that lists it."""

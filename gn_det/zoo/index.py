@@ -1,6 +1,6 @@
-"""Published weights of GN detectors by name: config, download, training recipe and published AP.
+"""Look up published GN weights by name: config, download, training recipe and published AP.
 
-``gn_det://NAME`` names them wherever detectron2 takes a file, above all in ``MODEL.WEIGHTS``.
+``gn_det://NAME`` works wherever detectron2 takes a file, for example in ``MODEL.WEIGHTS``.
 """
 
 import functools
@@ -23,25 +23,32 @@ from ..download.fetch import fetch
 from ..errors import GNDetError, did_you_mean
 
 URI = "gn_det://"
+# Spellings in zoo.json and in checkpoints, and the current ones.
+_OLD_RECIPE_KEYS = {"weight_standardisation": "weight_standardization"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Weights that somebody published.
+    """Published weights.
 
     Attributes:
-        config: name of the shipped config that the weights fit, with the recipe that they were trained with.
+        name: the name of the entry.
+        config: the name of the shipped config that fits the weights, with the recipe of their
+            training.
         origin: "Detectron", "detectron2", "mmdetection 2.x" or "timm".
-        kind: "detector", or "backbone" (of ImageNet).
-        urls: where they are; the first one is fetched.
-        sha256, md5: the first hex digits, as the published file name carries them, or "".
-        size: bytes, 0 where unknown.
-        recipe: {"pixel_mean", "pixel_std" (in the order of "format"), "format", "stride_in_1x1", "groups", "eps" (both None
-            for BN*), "weight_standardisation"}: what the tensors do not say, and a model must agree with.
-        published: {"source", "box", "mask"} (AP on COCO val2017 in percent, None without masks); of a backbone {"source",
-            "top1"} (on ImageNet, in percent).
-        schedule: how long it was trained, as its origin calls it.
-        detections: {"bbox", "segm"}: URLs of the detections behind the published AP; may be empty.
+        kind: "detector" or "backbone" (trained on ImageNet).
+        urls: the URLs of the file; the first one is used.
+        sha256, md5: the first hex digits, as in the published file name; "" if unknown.
+        size: in bytes; 0 if unknown.
+        recipe: the settings of the training that the tensors do not contain, but with which the
+            model must agree. The keys are those of :func:`gn_det.checkpoint.recipe.recipe_of`;
+            "groups" and "eps" are None for BN*.
+        published: "source": str; of a detector "box" and "mask", AP on COCO val2017 in percent
+            ("mask" is None for a model without masks); of a backbone "top1", accuracy on ImageNet
+            in percent.
+        schedule: the length of the training, in the terms of its origin.
+        detections: {"bbox" or "segm": URL of the detections behind the published AP}; may be empty.
+        notes: a remark for MODEL_ZOO.md, or "".
     """
 
     name: str
@@ -62,31 +69,39 @@ class Entry:
 @functools.cache
 def _entries() -> dict[str, Entry]:
     rows = json.loads(Path(__file__).with_name("zoo.json").read_text())["entries"]
-    return {name: Entry(name=name, **{**row, "urls": tuple(row["urls"])}) for name, row in rows.items()}
+    for row in rows.values():
+        row |= {"urls": tuple(row["urls"]), "recipe": with_current_keys(row["recipe"])}
+    return {name: Entry(name=name, **row) for name, row in rows.items()}
+
+
+def with_current_keys(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe from a file with old spellings of keys replaced."""
+    return {_OLD_RECIPE_KEYS.get(key, key): value for key, value in recipe.items()}
 
 
 def names() -> list[str]:
-    """The names of all entries."""
+    """Return the names of all entries."""
     return [*_entries()]
 
 
 def get_entry(name: str) -> Entry:
-    """
+    """Return the entry with this name.
+
     Raises:
-        GNDetError: there is none of that name.
+        GNDetError: no entry has this name.
     """
     entry = _entries().get(name)
     if entry is None:
-        near = did_you_mean(name, names())
-        raise GNDetError(f"There is no {name!r} in the model zoo{near}; MODEL_ZOO.md lists what there is.")
+        hint = did_you_mean(name, names())
+        raise GNDetError(f"The model zoo has no entry {name!r}{hint}; MODEL_ZOO.md lists all entries.")
     return entry
 
 
 def get_config(name: str) -> CfgNode:
-    """The config of an entry with the entry as its ``MODEL.WEIGHTS``. Nothing is fetched.
+    """Return the config of an entry, with the entry as its ``MODEL.WEIGHTS``. Nothing is downloaded.
 
     Raises:
-        GNDetError: there is none of that name.
+        GNDetError: no entry has this name.
     """
     cfg = load_config(get_entry(name).config)
     cfg.MODEL.WEIGHTS = URI + name
@@ -94,77 +109,86 @@ def get_config(name: str) -> CfgNode:
 
 
 def get_detector_config(name: str) -> CfgNode:
-    """:func:`get_config` of an entry that can predict.
+    """Return :func:`get_config` of a detector.
 
     Raises:
-        GNDetError: there is none of that name, or it is a backbone.
+        GNDetError: no entry has this name, or it is a backbone, which cannot predict.
     """
     entry = get_entry(name)
     if entry.kind == "backbone":
         raise GNDetError(
-            f"{name} is a backbone alone, with which {entry.config} predicts nothing before it is trained: train it from "
-            f"MODEL.WEIGHTS {URI}{name}, or take a detector."
+            f"{name} is only a backbone and cannot predict: train {entry.config} with MODEL.WEIGHTS {URI}{name}, or use a "
+            "detector."
         )
     return get_config(name)
 
 
 def get_weights(name: str) -> Path:
-    """The file of an entry as it was published, fetched once and held against what is known of it.
+    """Return the published file of an entry. Download it if it is not in the cache yet, and verify it.
 
     Raises:
-        GNDetError: there is none of that name, it cannot be had, or is not what was published.
+        GNDetError: no entry has this name, or the file cannot be downloaded or differs from the
+            published one.
     """
     entry = get_entry(name)
     path = fetch(entry.urls[0], sha256=entry.sha256, size=entry.size)
     if entry.md5 and not (found := digest(path, "md5")).startswith(entry.md5):
         raise GNDetError(
-            f"{path} has the md5 {found[:8]}, and the published {name} has {entry.md5}: remove the file to have it "
-            "downloaded again."
+            f"{path} has the md5 {found[:8]}, but the published {name} has {entry.md5}: remove the file to download it "
+            "again."
         )
     return path
 
 
-def digest(path: Path, kind: str) -> str:
+def digest(path: Path, algorithm: str) -> str:
+    """Return the hex digest of a file, for example with ``algorithm`` "sha256"."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def entry_of(weights: str) -> Entry | None:
-    """The entry that a ``MODEL.WEIGHTS`` names, or None.
+    """Return the entry that a value of ``MODEL.WEIGHTS`` refers to; None if there is none.
 
-    By ``gn_det://NAME``, by its URL (on any host and as a file in a mirror or cache, since all keep its path; as
-    ``catalog://`` and ``detectron2://`` too), else by the name of the file where only one entry has that.
+    An entry is recognized by ``gn_det://NAME``; by the path of its URL, on any host, in a cache or
+    mirror, or behind a ``catalog://`` or ``detectron2://`` name; or by its file name, if no other
+    entry has the same.
     """
     weights = weights.partition("?")[0]
     if weights.startswith(URI):
         return _entries().get(weights.removeprefix(URI))
-    where = unquote(resolve(weights))
+    location = unquote(resolve(weights))
     paths = {unquote(urlsplit(url).path): entry for entry in _entries().values() for url in entry.urls}
-    if found := next((entry for path, entry in paths.items() if where.endswith(path)), None):
+    if found := next((entry for path, entry in paths.items() if location.endswith(path)), None):
         return found
-    names = Counter(os.path.basename(path) for path in paths)
-    name = os.path.basename(where)
-    return next((e for path, e in paths.items() if os.path.basename(path) == name), None) if names[name] == 1 else None
+    name = os.path.basename(location)
+    if Counter(map(os.path.basename, paths))[name] != 1:
+        return None
+    return next(entry for path, entry in paths.items() if os.path.basename(path) == name)
 
 
 def resolve(weights: str) -> str:
-    """The URL behind detectron2's own ``catalog://`` and ``detectron2://``; what is none of these, or unknown, as it is."""
+    """Return the URL of a ``catalog://`` or ``detectron2://`` name; any other value unchanged."""
     catalog: Callable[[str], str] = ModelCatalog.get
     try:
         if weights.startswith("catalog://"):
             return catalog(weights.removeprefix("catalog://"))
     except (AssertionError, KeyError, RuntimeError):
-        return weights  # detectron2 will say so
+        return weights  # an unknown name, which the caller refuses
     prefix = Detectron2Handler.PREFIX
     return weights.replace(prefix, Detectron2Handler.S3_DETECTRON2_PREFIX, 1) if weights.startswith(prefix) else weights
 
 
 def published(name: str) -> dict | None:
-    """The published result of a shipped config, or None where there is none: the paper's, else that of the weights.
+    """Return the published COCO val2017 result of a shipped config; None if there is none.
+
+    The result is the paper's, or else that of the model zoo entry with the same name.
 
     Returns:
-        {"source": str, "box": {"AP", "AP50", "AP75"} in percent or None, "mask": the same}, on COCO val2017; of weights
-        AP alone.
+        A dict with
+
+        - "source": str
+        - "box": {"AP", "AP50", "AP75"} in percent, or None; of a model zoo entry only "AP"
+        - "mask": the same for masks
     """
     rows = json.loads(Path(__file__).with_name("published.json").read_text())["rows"]
     entry = _entries().get(name)

@@ -1,4 +1,4 @@
-"""MODEL_ZOO.md: the model zoo and what was measured of it, as one page."""
+"""Make MODEL_ZOO.md: a table of published weights with config, published and measured AP, and download."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,32 +11,37 @@ from .index import Entry
 
 _HEAD = """# Model zoo
 
-<!-- Written by `make zoo` from gn_det/zoo/zoo.json and results/. -->
-GN detectors and backbones that others trained and published. `gn_det://NAME` stands for one wherever detectron2 takes a
-file; the first use fetches it. The link of a name is its config, which the weights fit completely and which has their
-origin's recipe. AP is on COCO val2017, in percent. **{evaluated} evaluated here.**
+<!-- Written by `make pages` from gn_det/zoo/zoo.json and results/. -->
+GN detectors and backbones that were trained and published by other projects. Use `gn_det://NAME` wherever detectron2 takes
+a file; the file is downloaded at the first use. Each name links to its config, which fits the weights and has the recipe of
+their training. AP is on COCO val2017, in percent. **{evaluated} been evaluated with gn_det.**
 
-[What to do with them, and where an evaluation differs from their origin's](docs/model_zoo.md).
+[How to use them, and how evaluation differs from that of the original projects](docs/model_zoo.md).
 """
 _SOURCES = {
-    "Detectron": "Detectron: its projects/GN/README.md, for BN\\* its MODEL_ZOO.md",
-    "detectron2": "detectron2: its MODEL_ZOO.md",
-    "mmdetection 2.x": "mmdetection: its configs/gn, gn+ws and scratch",
+    "Detectron": "Detectron's projects/GN/README.md and, for BN\\*, its MODEL_ZOO.md",
+    "detectron2": "detectron2's MODEL_ZOO.md",
+    "mmdetection 2.x": "mmdetection's configs/gn, configs/gn+ws and configs/scratch",
 }
 _EVALUATE = "tools/train_net.py --config NAME --eval-only MODEL.WEIGHTS gn_det://NAME"
 _TRAIN = "tools/train_net.py --config CONFIG MODEL.WEIGHTS gn_det://NAME"
 
 
 def zoo_page(records: Sequence[dict]) -> str:
-    """The page as Markdown, with the AP that the result records give for the entries."""
+    """Return MODEL_ZOO.md.
+
+    Args:
+        records: result records, from which the AP measured with gn_det is taken.
+    """
     entries = [zoo.get_entry(name) for name in zoo.names()]
-    found = {entry.name: _measured(entry, records) for entry in entries}
-    number = sum(map(bool, found.values()))
-    parts = [_HEAD.format(evaluated=f"{number or 'None'} of these weights {'were' if number > 1 else 'was'}")]
-    parts.append(_section("Backbones", "ImageNet top-1 in percent, as by their origins", _TRAIN, _backbones(entries)))
+    measured = {entry.name: _measured(entry, records) for entry in entries}
+    number = sum(map(bool, measured.values()))
+    parts = [_HEAD.format(evaluated=f"{number or 'None'} of these weights {'have' if number > 1 else 'has'}")]
+    published = "ImageNet top-1 accuracy in percent, as published by the original projects"
+    parts.append(_section("Backbones", published, _TRAIN, _backbone_rows(entries)))
     for origin, source in _SOURCES.items():
-        rows = _detectors([e for e in entries if e.origin == origin and e.kind == "detector"], found)
-        parts.append(_section(origin, f"AP as by {source}", _EVALUATE, rows))
+        rows = _detector_rows([e for e in entries if e.origin == origin and e.kind == "detector"], measured)
+        parts.append(_section(origin, f"AP as published in {source}", _EVALUATE, rows))
     parts.append(_notes(entries) + "\n" + "".join(f"[{e.name}]: {e.urls[0]}\n" for e in entries))
     return "\n".join(parts)
 
@@ -46,7 +51,7 @@ def _section(title: str, published: str, command: str, rows: Sequence[dict]) -> 
     return f"## {title}\n\n{published}.\n\n```bash\n{command}\n```\n\n{table}\n"
 
 
-def _backbones(entries: Sequence[Entry]) -> list[dict]:
+def _backbone_rows(entries: Sequence[Entry]) -> list[dict]:
     return [
         {
             "name, config": f"[`{e.name}`]({_config(e)})",
@@ -59,14 +64,14 @@ def _backbones(entries: Sequence[Entry]) -> list[dict]:
     ]
 
 
-def _detectors(entries: Sequence[Entry], found: dict[str, str]) -> list[dict]:
+def _detector_rows(entries: Sequence[Entry], measured: dict[str, str]) -> list[dict]:
     return [
         {
             "name, config": f"[`{e.name}`]({_config(e)})",
             "schedule": e.schedule,
             "box AP": _number(e.published["box"]),
             "mask AP": _number(e.published["mask"]),
-            "measured here": found[e.name] or "not measured",
+            "AP with gn_det": measured[e.name] or "not measured",
             "download": f"[{Path(e.urls[0]).suffix[1:]}][{e.name}]",
         }
         for e in entries
@@ -82,24 +87,26 @@ def _number(value: float | None) -> str:
 
 
 def _notes(entries: Sequence[Entry]) -> str:
-    notes: dict[str, list[str]] = {}
+    names_by_note: dict[str, list[str]] = {}
     for entry in entries:
         if entry.notes:
-            notes.setdefault(entry.notes, []).append(f"`{entry.name}`")
-    return "## Notes\n\n" + "".join(f"- {', '.join(of)}: {note}\n" for note, of in notes.items())
+            names_by_note.setdefault(entry.notes, []).append(f"`{entry.name}`")
+    return "## Notes\n\n" + "".join(f"- {', '.join(names)}: {note}\n" for note, names in names_by_note.items())
 
 
 def _measured(entry: Entry, records: Sequence[dict]) -> str:
-    """``40.2, 35.6``: box and mask AP of the newest evaluation of the weights as they are, or ""."""
-    mine = [record for record in records if _is_of(record, entry)]
-    if not mine:
+    """Return box and mask AP of the newest evaluation of an entry, as ``40.2, 35.6``; "" without one."""
+    evaluations = [record for record in records if _is_evaluation_of(entry, record)]
+    if not evaluations:
         return ""
-    newest = max(mine, key=lambda record: record["date"])
+    newest = max(evaluations, key=lambda record: record["date"])
     return ", ".join(f"{newest[kind]['AP']:.1f}" for kind in ("box", "mask") if newest.get(kind))
 
 
-def _is_of(record: dict, entry: Entry) -> bool:
-    """Whether it is an evaluation of the weights, not trained on, on COCO val2017 with nothing in their config changed."""
-    weights = record.get("iteration") is None and zoo.entry_of(record.get("weights") or "") is entry
-    as_shipped = record.get("config") == entry.config and not {*(record.get("changed") or {})} - {"MODEL.WEIGHTS"}
-    return record.get("dataset") == "coco_2017_val" and weights and as_shipped
+def _is_evaluation_of(entry: Entry, record: dict) -> bool:
+    """Return whether a record is of an entry's published weights and unchanged config on COCO val2017."""
+    published = (
+        record.get("iteration") is None and zoo.entry_of(record.get("weights") or "") is entry
+    )  # not trained further
+    unchanged = record.get("config") == entry.config and not {*(record.get("changed") or {})} - {"MODEL.WEIGHTS"}
+    return record.get("dataset") == "coco_2017_val" and published and unchanged

@@ -1,3 +1,5 @@
+"""Hostile and damaged files in the checkpointer: they are refused, and no code in them is run."""
+
 import os
 import pickle
 
@@ -12,7 +14,7 @@ from gn_det.checkpoint.checkpointer import Checkpointer
 
 
 class Runs:
-    """Unpickling it makes a file: what a hostile pickle does."""
+    """Unpickling creates a folder, as an example of code in a hostile pickle."""
 
     def __init__(self, marker):
         self.marker = str(marker)
@@ -27,27 +29,29 @@ def dump(path, obj, protocol=2):
 
 
 def test_stock_detectron2_runs_a_hostile_pickle(tmp_path):
-    """The reason for the guard."""
+    """This is why gn_det has its own checkpointer."""
     path = dump(tmp_path / "evil.pkl", {"model": Runs(tmp_path / "marker")})
     with pytest.raises(Exception):  # noqa: B017
         DetectionCheckpointer(nn.Linear(1, 1)).load(path)
     assert (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("where", ["the whole", "a value", "an object array"])
+@pytest.mark.parametrize("where", ["the whole file", "a value", "an object array"])
 def test_hostile_pickle_is_refused_and_does_not_run(tmp_path, where):
     evil = Runs(tmp_path / "marker")
-    value = {"the whole": evil, "a value": {"model": evil}, "an object array": {"a": np.array([evil], dtype=object)}}[
-        where
-    ]
-    path = dump(tmp_path / "evil.pkl", value)
+    data = {
+        "the whole file": evil,
+        "a value": {"model": evil},
+        "an object array": {"a": np.array([evil], dtype=object)},
+    }[where]
+    path = dump(tmp_path / "evil.pkl", data)
     with pytest.raises(GNDetError, match=r"was not read.*(posix\.mkdir|array of type)"):
         Checkpointer(nn.Linear(1, 1)).load(path)
     assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80", b"not a pickle", pickle.dumps([1, 2])])
-def test_what_is_no_pickle_of_weights_is_one_sentence(tmp_path, content):
+def test_a_file_that_is_no_pickle_of_weights_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "x.pkl").write_bytes(content)
     with pytest.raises(GNDetError) as error:
         Checkpointer(nn.Linear(1, 1)).load(str(tmp_path / "x.pkl"))
@@ -55,7 +59,7 @@ def test_what_is_no_pickle_of_weights_is_one_sentence(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04cut", b"\x80\x02."])
-def test_bad_pth_is_one_sentence_and_the_next_load_works(tmp_path, content):
+def test_bad_pth_is_refused_and_the_next_load_works(tmp_path, content):
     layer = nn.Linear(2, 1)
     (tmp_path / "bad.pth").write_bytes(content)
     torch.save({"model": {"weight": torch.ones(1, 2), "bias": torch.zeros(1)}}, tmp_path / "good.pth")
@@ -74,13 +78,13 @@ def test_pth_does_not_run_code(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/no/such/file.pth", "catalog://no/such/model"])
-def test_missing_weights_are_one_sentence(path):
+def test_missing_weights_are_refused(path):
     with pytest.raises(GNDetError, match=f"The weights {path} could not be read"):
         Checkpointer(nn.Linear(1, 1)).load(path)
 
 
-def test_caffe2_blobs_get_detectron2s_names(tmp_path):
-    """Detectron's own names: conv1_w and its norm's scale conv1_gn_s; momentum blobs are dropped."""
+def test_caffe2_blobs_are_loaded_under_detectron2_names(tmp_path):
+    """The blobs are a convolution (conv1_w), the scale and shift of its norm, and a momentum."""
 
     class Stem(nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""Weights of any origin into detectron2's names, into a model, and into files that detectron2 loads."""
+"""Converting weights of any origin to detectron2's names, and to files that detectron2 loads."""
 
 import pickle
 from functools import partial
@@ -26,7 +26,7 @@ from helpers.foreign import (
     torchvision_resnet50,
 )
 
-# Half of the usual width, as foreign's scale 2.
+# Half of the usual width, as with scale=2 in helpers.foreign.
 HALF = (
     "MODEL.RESNETS.STEM_OUT_CHANNELS 32 MODEL.RESNETS.RES2_OUT_CHANNELS 128 MODEL.RESNETS.WIDTH_PER_GROUP 32 "
     "MODEL.FPN.OUT_CHANNELS 128 MODEL.ROI_BOX_HEAD.CONV_DIM 128 MODEL.ROI_BOX_HEAD.FC_DIM 512 "
@@ -41,24 +41,25 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def models():
-    """Half-width Mask R-CNNs with random weights, by name."""
+    """{a key of MODELS: Mask R-CNN of half the usual width, with random weights}."""
     return {kind: build_model(load_config(name, HALF)) for kind, (name, _) in MODELS.items()}
 
 
-class Stock(DetectionCheckpointer):
-    """detectron2's, which tells what did not match."""
+class StockCheckpointer(DetectionCheckpointer):
+    """detectron2's checkpointer, which stores what did not match."""
 
     def _log_incompatible_keys(self, incompatible):
         self.incompatible = incompatible
 
 
 def load_stock(model, path):
-    checkpointer = Stock(model)
+    checkpointer = StockCheckpointer(model)
     checkpointer.load(str(path))
     return checkpointer.incompatible
 
 
-def scramble(model):
+def overwrite(model):
+    """Set all values of a model to a number that no weights have."""
     for tensor in model.state_dict().values():
         tensor.fill_(-7)
 
@@ -68,7 +69,7 @@ def assert_same(found, expected):
     assert not [name for name in expected if not torch.equal(found[name], expected[name])]
 
 
-# ---- whose names
+# ---- the origin of names
 
 
 @pytest.mark.parametrize(
@@ -87,11 +88,11 @@ def assert_same(found, expected):
         (detectron2_resnet, "detectron2"),
     ],
 )
-def test_whose_names_they_are(state, origin):
+def test_the_origin_is_recognized_by_the_names(state, origin):
     assert origin_of(state()) == origin
 
 
-def test_the_prefix_of_a_parallel_model_hides_no_origin():
+def test_the_origin_is_recognized_with_the_prefix_of_a_parallel_model():
     assert origin_of(iter([f"module.{name}" for name in mmdet_state(1)])) == "mmdetection"
 
 
@@ -104,14 +105,14 @@ def test_the_prefix_of_a_parallel_model_hides_no_origin():
         ["blocks.0.attn.qkv.weight"],
     ],
 )
-def test_names_of_nobody_are_refused(names):
-    with pytest.raises(GNDetError, match="names of no origin that is known here") as error:
+def test_unknown_names_are_refused(names):
+    with pytest.raises(GNDetError, match="The weights have unknown tensor names") as error:
         convert(dict.fromkeys(names, torch.ones(1)))
     assert all(name in str(error.value) for name in names)
 
 
 @pytest.mark.parametrize("state", [detectron2_state, detectron2_resnet])
-def test_detectron2_s_own_names_stay(state):
+def test_names_of_detectron2_are_unchanged(state):
     state = state()
     unneeded = {"pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors.0", "stem.fc.weight"}
     unneeded = {name for name in unneeded if ("stem" in name) == ("stem.conv1.weight" in state)}
@@ -122,7 +123,7 @@ def test_detectron2_s_own_names_stay(state):
     assert converted.sources == {name: name for name in state}
 
 
-def test_the_names_of_a_parallel_model_are_told_as_they_are():
+def test_the_names_of_a_parallel_model_are_reported_with_their_prefix():
     state = group_norm_reproduce() | {"module.odd": torch.ones(1)}
     converted = convert(state)
     assert converted.sources["stem.conv1.weight"] == "module.conv1.weight"
@@ -131,7 +132,7 @@ def test_the_names_of_a_parallel_model_are_told_as_they_are():
     assert folded["stem.conv1.norm.running_var"] == FOLDED
 
 
-# ---- into a model
+# ---- placing a backbone in a model
 
 
 @pytest.mark.parametrize(("kind", "prefix"), [("FPN", "backbone.bottom_up."), ("C4", "backbone.")])
@@ -141,7 +142,7 @@ def test_a_backbone_is_placed_in_a_model(models, kind, prefix):
     assert len(placed) == 159 and placed.keys() <= names
     assert placed[f"{prefix}res4.0.conv1.weight"][0, 0] == detectron2_resnet(scale=2)["res4.0.conv1.weight"][0, 0]
     assert ("roi_heads.res5.2.conv3.weight" in placed) == (kind == "C4")
-    scramble(models[kind])
+    overwrite(models[kind])
     missing, unexpected = models[kind].load_state_dict(placed, strict=False)
     assert not unexpected and not [name for name in missing if ".res" in name or "stem" in name]
 
@@ -152,28 +153,28 @@ def test_a_backbone_is_placed_in_a_resnet_alone(models):
     resnet.load_state_dict(placed, strict=True)
 
 
-def test_names_that_the_model_has_not_are_placed_as_well(models):
+def test_names_that_the_model_does_not_have_are_placed_as_well(models):
     placed = place(
         {"res4.22.conv1.weight": torch.ones(1), "res5.7.conv1.weight": torch.ones(1)}, models["C4"].state_dict()
     )
     assert set(placed) == {"backbone.res4.22.conv1.weight", "roi_heads.res5.7.conv1.weight"}
 
 
-def test_a_detector_stays_where_it_is(models):
+def test_the_names_of_a_detector_are_not_changed_by_place(models):
     state = detectron2_state()
     assert_same(place(state, models["C4"].state_dict()), state)
 
 
-def test_a_backbone_has_no_place_in_what_is_none():
-    with pytest.raises(GNDetError, match="the model has none"):
+def test_a_backbone_is_refused_for_a_model_without_one():
+    with pytest.raises(GNDetError, match="The weights are those of a ResNet, but the model has none"):
         place(detectron2_resnet(), ["weight", "bias"])
 
 
-# ---- the tool
+# ---- tools/convert_checkpoint.py
 
 
 def save_foreign(path, state):
-    """As its origin saves it."""
+    """Save weights in the format of their origin: Detectron's pickle, or a PyTorch file."""
     if path.suffix == ".pkl":
         path.write_bytes(pickle.dumps({"blobs": {k: v.numpy() for k, v in state.items()}, "cfg": "A: 1"}, protocol=2))
     else:
@@ -191,13 +192,13 @@ FOREIGN = {
 @pytest.mark.parametrize(
     ("origin", "kind"), [*((origin, "FPN") for origin in FOREIGN), ("Detectron", "C4"), ("Detectron", "BN*")]
 )
-def test_stock_detectron2_loads_all_of_what_is_written_for_it(tmp_path, run_cli, models, origin, kind):
+def test_stock_detectron2_loads_every_tensor_of_a_converted_detector(tmp_path, run_cli, models, origin, kind):
     network = {"scale": 2, **MODELS[kind][1]}
     file, state = FOREIGN[origin]
     source, target = save_foreign(tmp_path / file, state(**network)), tmp_path / "out.pth"
     code, _, err = run_cli("convert_checkpoint.py", source, target, "--to", "detectron2")
     assert (code, err) == (0, "")
-    scramble(models[kind])
+    overwrite(models[kind])
     assert not any(load_stock(models[kind], target))
     assert_same(models[kind].state_dict(), detectron2_state(**network))
     assert torch.load(target)["__author__"] == origin
@@ -207,10 +208,10 @@ def test_stock_detectron2_loads_all_of_what_is_written_for_it(tmp_path, run_cli,
 @pytest.mark.parametrize(
     ("state", "file"), [(mmdet_backbone, "a.pth"), (detectron2_resnet, "a.pth"), (detectron_imagenet, "a.pkl")]
 )
-def test_stock_detectron2_loads_a_backbone_where_it_belongs(tmp_path, run_cli, models, kind, state, file):
+def test_stock_detectron2_loads_a_converted_backbone_into_a_detector(tmp_path, run_cli, models, kind, state, file):
     source, target = save_foreign(tmp_path / file, state(scale=2)), tmp_path / "out.pth"
     assert run_cli("convert_checkpoint.py", source, target, "--to", "detectron2")[0] == 0
-    scramble(models[kind])
+    overwrite(models[kind])
     missing, unexpected, shapes = load_stock(models[kind], target)
     assert not unexpected and not shapes
     placed = place(detectron2_resnet(scale=2), models[kind].state_dict())
@@ -219,7 +220,7 @@ def test_stock_detectron2_loads_a_backbone_where_it_belongs(tmp_path, run_cli, m
     assert not set(missing) & set(placed)
 
 
-def test_safetensors_have_the_same(tmp_path, run_cli):
+def test_safetensors_have_the_converted_weights(tmp_path, run_cli):
     source = save_foreign(tmp_path / "a.pkl", detectron_training(detectron_blobs(scale=8, norm="affine"), "affine"))
     code, _, err = run_cli("convert_checkpoint.py", source, tmp_path / "a.safetensors", "--to", "safetensors")
     assert (code, err) == (0, "")
@@ -228,7 +229,7 @@ def test_safetensors_have_the_same(tmp_path, run_cli):
     assert parts["origin"] == "Detectron"
 
 
-def test_a_checkpoint_of_a_run_goes_along_with_its_config_and_classes(tmp_path, run_cli, output_dir):
+def test_the_config_and_classes_of_a_checkpoint_are_kept(tmp_path, run_cli, output_dir):
     source, notes = output_dir / "model_final.pth", read_notes(str(output_dir / "model_final.pth"))
     safe, back = tmp_path / "a.safetensors", tmp_path / "b.pth"
     assert run_cli("convert_checkpoint.py", source, safe, "--to", "safetensors")[0] == 0
@@ -244,10 +245,10 @@ def test_a_checkpoint_of_a_run_goes_along_with_its_config_and_classes(tmp_path, 
 def test_a_recipe_that_is_not_plain_is_refused(tmp_path, run_cli, to):
     torch.save({"model": detectron2_resnet(scale=8), "recipe": {"mean": np.ones(3)}}, tmp_path / "a.pth")
     target = tmp_path / ("b.pth" if to == "detectron2" else "b.safetensors")
-    assert "not text and numbers" in refused(tmp_path, run_cli, tmp_path / "a.pth", target, "--to", to)
+    assert "its notes must be text and numbers" in refused(tmp_path, run_cli, tmp_path / "a.pth", target, "--to", to)
 
 
-def test_a_recipe_goes_along(tmp_path, run_cli):
+def test_a_recipe_is_kept(tmp_path, run_cli):
     recipe = {"pixel_mean": [1.0, 2.0, 3.0], "groups": 32}
     torch.save({"model": detectron2_resnet(scale=8), "recipe": recipe}, tmp_path / "a.pth")
     for source, target in (("a.pth", "b.safetensors"), ("b.safetensors", "c.pth")):
@@ -256,28 +257,28 @@ def test_a_recipe_goes_along(tmp_path, run_cli):
         assert read_file(tmp_path / target)["recipe"] == recipe
 
 
-def test_the_state_of_a_training_is_told_to_be_left_out(tmp_path, run_cli):
+def test_the_training_state_is_reported_as_left_out(tmp_path, run_cli):
     source = tmp_path / "a.pth"
     torch.save({"model": detectron2_resnet(scale=8) | {"note": "text"}, "optimizer": {}, "iteration": 5}, source)
     _, out, _ = run_cli("convert_checkpoint.py", source, tmp_path / "b.pth", "--to", "detectron2")
     assert "left out beside the weights: optimizer, iteration" in out
-    assert "left out: 1 x a str, and no tensor (note)" in out
+    assert "left out: 1 x str instead of a tensor (note)" in out
 
 
-def test_the_report(tmp_path, run_cli):
+def test_the_report_counts_tensors_by_part(tmp_path, run_cli):
     source = save_foreign(tmp_path / "a.pkl", detectron_training(detectron_blobs(scale=8)))
     _, out, _ = run_cli("convert_checkpoint.py", source, tmp_path / "b.pth", "--to", "detectron2")
     counts = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in out.splitlines() if row.startswith("|")}
     parts = {"backbone": "159", "FPN": "24", "RPN": "6", "box head": "14", "box predictor": "4", "mask head": "14"}
     assert {name: counts[name] for name in parts} == parts
-    assert "a detector, in the names of Detectron: 223 tensors, 0.77 M numbers" in out
-    assert "left out: 223 x momentum of the training (conv1_w_momentum, " in out
-    assert "left out: 2 x classifier of ImageNet (pred_w, pred_b)" in out
+    assert "a detector with the tensor names of Detectron: 223 tensors, 0.77 M values" in out
+    assert "left out: 223 x optimizer momentum (conv1_w_momentum, " in out
+    assert "left out: 2 x ImageNet classifier (pred_w, pred_b)" in out
     assert "left out beside the weights: cfg" in out
     assert "res4_5_branch2b_gn_s" not in out
 
 
-def test_the_report_by_name():
+def test_the_verbose_report_lists_all_names():
     lines = mapping_report(convert(detectron_imagenet(norm="affine")), [], verbose=True).splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")][2:]
     assert len(rows) == 265
@@ -286,6 +287,7 @@ def test_the_report_by_name():
 
 
 def refused(tmp_path, run_cli, source, *arguments):
+    """Run the tool, check that it prints one error and changes no file, and return the error."""
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     code, out, err = run_cli("convert_checkpoint.py", source, *arguments)
     assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
@@ -293,12 +295,12 @@ def refused(tmp_path, run_cli, source, *arguments):
     return err
 
 
-def test_names_that_no_rule_knows_are_refused(tmp_path, run_cli):
+def test_a_file_with_names_that_no_rule_covers_is_refused(tmp_path, run_cli):
     odd = {f"backbone.odd{i}": torch.ones(1) for i in range(5)}
     source = save_foreign(tmp_path / "a.pth", mmdet_state(2, scale=8) | odd)
     err = refused(tmp_path, run_cli, source, tmp_path / "b.pth", "--to", "detectron2")
     assert (
-        "names of mmdetection 2.x, but 5 of its 228 are known to no rule here (backbone.odd0, backbone.odd1, backbone"
+        "names of mmdetection 2.x, but 5 of its 228 names are unknown (backbone.odd0, backbone.odd1, backbone.odd2, ...)"
         in err
     )
 
@@ -310,38 +312,39 @@ def test_values_that_are_not_finite_are_refused(tmp_path, run_cli, value, to):
     state["layer2.1.gn2.bias"] = torch.tensor([1.0, value])
     target = tmp_path / ("b.pth" if to == "detectron2" else "b.safetensors")
     err = refused(tmp_path, run_cli, save_foreign(tmp_path / "a.pth", state), target, "--to", to)
-    assert "NaN or infinite, in layer2.1.gn2.bias" in err
+    assert "NaN or infinite values in layer2.1.gn2.bias; nothing was written" in err
 
 
-def test_nothing_is_overwritten_without_being_told_to(tmp_path, run_cli):
+def test_an_existing_file_is_overwritten_only_with_force(tmp_path, run_cli):
     source, target = save_foreign(tmp_path / "a.pth", mmdet_backbone(scale=8)), tmp_path / "b.pth"
-    target.write_text("mine")
+    target.write_text("old")
     assert "--force" in refused(tmp_path, run_cli, source, target, "--to", "detectron2")
     assert run_cli("convert_checkpoint.py", source, target, "--to", "detectron2", "--force")[0] == 0
     assert_same(read_file(target)["model"], detectron2_resnet(scale=8))
-    assert run_cli("convert_checkpoint.py", target, target, "--to", "detectron2", "--force")[0] == 0  # onto itself
+    same_file = (target, target)
+    assert run_cli("convert_checkpoint.py", *same_file, "--to", "detectron2", "--force")[0] == 0
     assert_same(read_file(target)["model"], detectron2_resnet(scale=8))
 
 
 @pytest.mark.parametrize(
-    ("target", "to", "said"),
+    ("target", "to", "reason"),
     [
-        ("b.safetensors", "detectron2", "let it end in .pth"),
-        ("b.pkl", "detectron2", "let it end in .pth"),
-        ("b.pth", "safetensors", "let it end in .safetensors"),
+        ("b.safetensors", "detectron2", "use .pth."),
+        ("b.pkl", "detectron2", "use .pth."),
+        ("b.pth", "safetensors", "use .safetensors."),
         ("no/b.pth", "detectron2", "cannot be written"),
         ("a.pth/b.safetensors", "safetensors", "cannot be written"),
     ],
 )
-def test_a_target_that_cannot_be_is_one_sentence(tmp_path, run_cli, target, to, said):
+def test_an_impossible_target_is_refused(tmp_path, run_cli, target, to, reason):
     source = save_foreign(tmp_path / "a.pth", mmdet_backbone(scale=8))
-    assert said in refused(tmp_path, run_cli, source, tmp_path / target, "--to", to)
+    assert reason in refused(tmp_path, run_cli, source, tmp_path / target, "--to", to)
 
 
-def test_a_source_that_cannot_be_is_one_sentence(tmp_path, run_cli):
+def test_an_unreadable_source_is_refused(tmp_path, run_cli):
     (tmp_path / "evil.pth").write_bytes(b"cos\nsystem\n(S'mkdir marker'\ntR.")
     for name in ("evil.pth", "no.pth"):
         refused(tmp_path, run_cli, tmp_path / name, tmp_path / "b.pth", "--to", "detectron2")
     write_safetensors(tmp_path / "a.safetensors", {"weight": torch.ones(2)}, {})
     err = refused(tmp_path, run_cli, tmp_path / "a.safetensors", tmp_path / "b.pth", "--to", "detectron2")
-    assert "no origin that is known here (weight, ...)" in err
+    assert "unknown tensor names (weight, ...)" in err

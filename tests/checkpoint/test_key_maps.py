@@ -1,4 +1,4 @@
-"""Every key map, on state dicts with its origin's real names and shapes: each name used, each row where it belongs."""
+"""Every key map, on synthetic state dicts with the real names and shapes of its project."""
 
 from functools import cache, partial
 
@@ -29,7 +29,7 @@ from helpers.foreign import (
     torchvision_resnet50,
 )
 
-# Arguments of the makers of state dicts, and the config of the same network.
+# The arguments of functions of helpers.foreign, and the config of the same network.
 DETECTORS = {
     "R50-FPN GN": ({}, "mask_rcnn_R50_FPN_gn"),
     "R101-FPN GN": ({"depth": 101}, "mask_rcnn_R101_FPN_gn"),
@@ -45,7 +45,7 @@ detectors = pytest.mark.parametrize("kind", DETECTORS)
 
 @cache
 def model_state(kind: str) -> dict[str, torch.Tensor]:
-    """Names and shapes of the model of a config, without memory."""
+    """Return the state dict of a model on the meta device, for names and shapes."""
     arguments, name = DETECTORS[kind]
     masks = arguments.get("masks", True)
     cfg = load_config(name, ["MODEL.DEVICE", "meta", "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.MASK_ON", masks])
@@ -66,7 +66,7 @@ def shapes(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 @detectors
-def test_what_detectron_maps_to_is_the_config_s_model(kind):
+def test_detectron_weights_have_the_names_and_shapes_of_the_model(kind):
     converted = convert(detectron_blobs(**DETECTORS[kind][0]))
     assert shapes(converted.weights) == shapes(model_state(kind))
     assert (converted.origin, converted.backbone_only, converted.leftover, converted.dropped) == (
@@ -78,33 +78,36 @@ def test_what_detectron_maps_to_is_the_config_s_model(kind):
 
 
 @detectors
-def test_every_row_of_detectron_s_is_where_it_belongs(kind):
+def test_every_row_of_detectron_weights_is_in_its_place(kind):
     arguments = DETECTORS[kind][0]
     assert_same(convert(detectron_blobs(**arguments)).weights, detectron2_state(**arguments))
 
 
 @detectors
-def test_detectron_s_map_is_detectron2_s(kind):
-    """Its own, which goes by the ends of names. It leaves the anchors of C4 in Detectron's order (see below)."""
+def test_the_conversion_of_detectron_weights_agrees_with_detectron2(kind):
+    """detectron2's own conversion matches the ends of names.
+
+    It does not reorder the anchors of C4 (see below).
+    """
     blobs = detectron_blobs(**DETECTORS[kind][0])
-    theirs = align_and_update_state_dicts(model_state(kind), dict(blobs), c2_conversion=True)
+    stock = align_and_update_state_dicts(model_state(kind), dict(blobs), c2_conversion=True)
     converted = convert(blobs)
     anchors = ("objectness_logits", "anchor_deltas") if "C4" in kind else ()
-    ours = {name: converted.weights[name] for name, source in converted.sources.items() if source != FOLDED}
-    assert theirs.keys() == ours.keys() and len(ours) == len(blobs)
-    differ = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert differ == [name for name in ours if any(layer in name for layer in anchors)]
+    local = {name: converted.weights[name] for name, source in converted.sources.items() if source != FOLDED}
+    assert stock.keys() == local.keys() and len(local) == len(blobs)
+    different = [name for name in local if not torch.equal(local[name], stock[name])]
+    assert different == [name for name in local if any(layer in name for layer in anchors)]
 
 
 @pytest.mark.parametrize(("kind", "number"), [("R50-FPN GN", 223), ("R101-FPN GN", 376)])
-def test_the_number_of_detectron_s_blobs(kind, number):
-    """As counted in Detectron's sources."""
+def test_the_number_of_detectron_blobs(kind, number):
+    """The numbers are counted in Detectron's sources."""
     converted = convert(detectron_blobs(**DETECTORS[kind][0]))
     assert len(converted.sources) == len(set(converted.sources.values())) == number
 
 
-def test_names_of_detectron_s():
-    """Some of each kind, written down from its sources and the logs that people have posted."""
+def test_examples_of_detectron_names():
+    """Some names of each kind, copied from Detectron's sources and from logs posted by users."""
     gn, c4 = convert(detectron_blobs()).sources, convert(detectron_blobs(fpn=False, norm="affine")).sources
     frozen = convert(detectron_blobs(depth=101, norm="affine", head="2fc")).sources
     for sources, name, blob in [
@@ -133,12 +136,16 @@ def test_names_of_detectron_s():
 
 
 def test_the_anchors_of_c4_keep_their_shapes():
-    """Channel by channel: Detectron goes over ratios and then sizes (its generate_anchors.py), detectron2 the other way."""
+    """Each channel keeps its anchor.
+
+    Detectron (generate_anchors.py) iterates over ratios and, within each, over sizes; detectron2
+    does the reverse.
+    """
     sizes, ratios = [32, 64, 128, 256, 512], [0.5, 1.0, 2.0]
     detectron = torch.tensor([(size * ratio**-0.5, size * ratio**0.5) for ratio in ratios for size in sizes])
     blobs = detectron_blobs(fpn=False)
-    blobs["rpn_cls_logits_w"] = detectron[:, :1, None, None].expand(15, 1024, 1, 1)  # each channel knows its width,
-    blobs["rpn_bbox_pred_b"] = detectron[:, 1].repeat_interleave(4) + torch.arange(60) % 4 / 8  # and its height
+    blobs["rpn_cls_logits_w"] = detectron[:, :1, None, None].expand(15, 1024, 1, 1)  # the width of its anchor
+    blobs["rpn_bbox_pred_b"] = detectron[:, 1].repeat_interleave(4) + torch.arange(60) % 4 / 8  # the height
     weights = convert(blobs).weights
     boxes = DefaultAnchorGenerator(sizes=[sizes], aspect_ratios=[ratios], strides=[16]).generate_cell_anchors(
         tuple(sizes), tuple(ratios)
@@ -150,7 +157,7 @@ def test_the_anchors_of_c4_keep_their_shapes():
     assert torch.allclose(deltas, (boxes[:, 3] - boxes[:, 1])[:, None] + torch.arange(4) / 8)
 
 
-def test_frozen_bn_with_the_added_statistics_is_the_affine_layer():
+def test_frozen_bn_with_the_added_statistics_computes_the_affine_layer():
     converted = convert(detectron_imagenet(norm="affine"))
     layer = FrozenBatchNorm2d(256)
     prefix = "res2.0.conv3.norm."
@@ -162,7 +169,7 @@ def test_frozen_bn_with_the_added_statistics_is_the_affine_layer():
 
 
 @pytest.mark.parametrize("norm", ["gn", "affine"])
-def test_what_detectron_s_training_leaves_beside_the_parameters_goes(norm):
+def test_the_training_state_of_detectron_is_dropped(norm):
     blobs = detectron_blobs(norm=norm)
     training = detectron_training(blobs, norm)
     assert len(training) > 2 * len(blobs)
@@ -173,7 +180,7 @@ def test_what_detectron_s_training_leaves_beside_the_parameters_goes(norm):
 
 @pytest.mark.parametrize("norm", ["gn", "affine", "bn"])
 @pytest.mark.parametrize("depth", [50, 101])
-def test_detectron_s_imagenet_files(norm, depth):
+def test_imagenet_files_of_detectron(norm, depth):
     blobs = detectron_imagenet(depth, norm)
     converted = convert(blobs)
     assert_same(converted.weights, detectron2_resnet(depth, norm))
@@ -181,13 +188,13 @@ def test_detectron_s_imagenet_files(norm, depth):
     with torch.device("meta"):
         cfg = load_config("mask_rcnn_R50_FPN_gn", ["MODEL.RESNETS.DEPTH", depth, "MODEL.DEVICE", "meta"])
         model = build_model(cfg).state_dict()
-    theirs = align_and_update_state_dicts(model, dict(blobs), c2_conversion=True)
-    found = {name.removeprefix("backbone.bottom_up."): value for name, value in theirs.items() if "bottom_up" in name}
+    stock = align_and_update_state_dicts(model, dict(blobs), c2_conversion=True)
+    found = {name.removeprefix("backbone.bottom_up."): value for name, value in stock.items() if "bottom_up" in name}
     assert len(found) == 3 * (53 if depth == 50 else 104)
     assert_same(found, {name: converted.weights[name] for name in found})
 
 
-def test_a_class_agnostic_mask_is_not_taken_for_background():
+def test_a_class_agnostic_mask_is_not_removed_as_background():
     blobs = detectron_blobs() | {"mask_fcn_logits_w": torch.ones(1, 256, 1, 1), "mask_fcn_logits_b": torch.ones(1)}
     assert convert(blobs).weights["roi_heads.mask_head.predictor.weight"].shape == (1, 256, 1, 1)
 
@@ -204,7 +211,7 @@ MMDET = {
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("kind", MMDET)
-def test_every_row_of_mmdetection_s_is_where_it_belongs(kind, version):
+def test_every_row_of_mmdetection_weights_is_in_its_place(kind, version):
     arguments, model = MMDET[kind]
     state = mmdet_state(version, **arguments)
     converted = convert(state)
@@ -215,24 +222,24 @@ def test_every_row_of_mmdetection_s_is_where_it_belongs(kind, version):
     assert len(converted.sources) + len(converted.dropped) == len(state)
 
 
-def test_mmdetection_1_and_2_differ_by_the_background():
+def test_the_background_is_first_in_mmdetection_1_and_last_in_2():
     one, two = mmdet_state(1), mmdet_state(2)
     assert (len(one["bbox_head.fc_cls.bias"]), len(two["roi_head.bbox_head.fc_cls.bias"])) == (81, 81)
     assert (len(one["bbox_head.fc_reg.bias"]), len(two["roi_head.bbox_head.fc_reg.bias"])) == (324, 320)
     assert (len(one["mask_head.conv_logits.bias"]), len(two["roi_head.mask_head.conv_logits.bias"])) == (81, 80)
     one["bbox_head.fc_cls.bias"] = two["roi_head.bbox_head.fc_cls.bias"] = torch.arange(81.0)
     place = "roi_heads.box_predictor.cls_score.bias"
-    assert convert(one).weights[place].tolist() == [*range(1, 81), 0]  # the background, 0 there, is the last
+    assert convert(one).weights[place].tolist() == [*range(1, 81), 0]  # the background, 0 in 1.x, is now last
     assert convert(two).weights[place].tolist() == list(range(81))
 
 
-def test_boxes_of_mmdetection_1_that_know_no_class_stay():
+def test_class_agnostic_boxes_of_mmdetection_1_are_unchanged():
     state = mmdet_state(1) | {"bbox_head.fc_reg.weight": torch.ones(4, 1024), "bbox_head.fc_reg.bias": torch.ones(4)}
     assert convert(state).weights["roi_heads.box_predictor.bbox_pred.bias"].shape == (4,)
 
 
-def test_names_of_mmdetection_s():
-    """Some of each kind, written down from its sources and from the lists in its issues 7960, 10924 and 894."""
+def test_examples_of_mmdetection_names():
+    """Some names of each kind, copied from mmdetection's sources and its issues 7960, 10924 and 894."""
     one, two = convert(mmdet_state(1)).sources, convert(mmdet_state(2)).sources
     bn = convert(mmdet_state(2, norm="bn", head="2fc")).sources
     for sources, name, file in [
@@ -259,7 +266,7 @@ def test_names_of_mmdetection_s():
 
 
 @pytest.mark.parametrize("depth", [50, 101])
-def test_the_imagenet_files_of_mmdetection(depth):
+def test_imagenet_files_of_mmdetection(depth):
     converted = convert(mmdet_backbone(depth))
     assert_same(converted.weights, detectron2_resnet(depth))
     assert (converted.origin, converted.backbone_only, converted.leftover) == ("mmdetection", True, [])
@@ -271,7 +278,7 @@ def test_the_imagenet_files_of_mmdetection(depth):
 @pytest.mark.parametrize(
     ("state", "norm"), [(torchvision_resnet50, "bn"), (timm_resnet50_gn, "gn"), (group_norm_reproduce, "gn")]
 )
-def test_every_name_of_torchvision_s_is_used(state, norm):
+def test_every_torchvision_name_is_used(state, norm):
     state = state()
     converted = convert(state)
     assert shapes(converted.weights) == shapes(detectron2_resnet(norm=norm))
@@ -282,10 +289,10 @@ def test_every_name_of_torchvision_s_is_used(state, norm):
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn"])
-def test_torchvision_s_resnet_computes_the_same_in_detectron2(norm):
-    theirs = torchvision_model(norm).eval()
-    for layer in theirs.modules():
-        if isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)):  # no two norms alike
+def test_a_torchvision_resnet_computes_the_same_in_detectron2(norm):
+    original = torchvision_model(norm).eval()
+    for layer in original.modules():
+        if isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)):  # every norm is different
             for tensor in (
                 layer.weight,
                 layer.bias,
@@ -297,30 +304,30 @@ def test_torchvision_s_resnet_computes_the_same_in_detectron2(norm):
     cfg = get_cfg()
     cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.STRIDE_IN_1X1, cfg.MODEL.BACKBONE.FREEZE_AT = norm.upper(), False, 0
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-    ours = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
-    missing, unexpected = ours.load_state_dict(convert(theirs.state_dict()).weights, strict=False)
+    converted = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    missing, unexpected = converted.load_state_dict(convert(original.state_dict()).weights, strict=False)
     assert not unexpected and all("num_batches_tracked" in name for name in missing)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        expected = nn.Sequential(*list(theirs.children())[:-2])(x)
-        assert torch.allclose(ours(x)["res5"], expected, rtol=1e-4, atol=1e-4) and expected.std() > 0.01
+        expected = nn.Sequential(*list(original.children())[:-2])(x)
+        assert torch.allclose(converted(x)["res5"], expected, rtol=1e-4, atol=1e-4) and expected.std() > 0.01
 
 
-# ---- what no rule knows
+# ---- names without a rule, impossible shapes
 
 
 @pytest.mark.parametrize(
     ("state", "names"),
     [
         (detectron_blobs, ["retnet_cls_conv_n0_fpn3_w", "x"]),
-        (detectron_blobs, ["_[mask]_fcn1_w"]),  # there is one by its place already
+        (detectron_blobs, ["_[mask]_fcn1_w"]),  # another blob has the same place
         (partial(mmdet_state, 1), ["backbone.layer1.0.conv2_offset.weight"]),
         (partial(mmdet_state, 2), ["roi_head.bbox_head.0.fc_cls.weight"]),
         (timm_resnet50_gn, ["conv1.0.weight"]),
         (group_norm_reproduce, ["module.attnpool.weight"]),
     ],
 )
-def test_names_that_no_rule_knows_are_told(state, names):
+def test_names_without_a_rule_are_left_over(state, names):
     assert convert(state() | dict.fromkeys(names, torch.ones(1))).leftover == names
 
 
@@ -328,6 +335,6 @@ def test_names_that_no_rule_knows_are_told(state, names):
     ("name", "shape"),
     [("cls_score_w", ()), ("bbox_pred_w", ()), ("rpn_cls_logits_w", (14, 4, 1, 1)), ("rpn_bbox_pred_b", ())],
 )
-def test_a_shape_that_cannot_be_is_one_sentence(name, shape):
-    with pytest.raises(GNDetError, match=rf"{name} has the shape \{list(shape)}, which no .* has"):
+def test_an_impossible_shape_is_refused(name, shape):
+    with pytest.raises(GNDetError, match=rf"{name} has the shape \{list(shape)}, which is impossible for "):
         convert(detectron_blobs(fpn=False) | {name: torch.zeros(shape)})

@@ -1,8 +1,8 @@
-"""The recipe of weights against a config: what differs is said, with the key to set."""
+"""Comparing the recipe of weights with a config: each difference is reported with the key to set."""
 
 import pytest
 
-from gn_det.checkpoint.recipe import OF_ORIGIN, contradiction, recipe_of
+from gn_det.checkpoint.recipe import RECIPES_BY_ORIGIN, contradiction, recipe_of
 from gn_det.config.files import load_config
 
 GN, BN, TORCHVISION = "mask_rcnn_R50_FPN_gn", "mask_rcnn_R50_FPN_frozenbn", "mask_rcnn_R50_FPN_bn_4conv1fc"
@@ -17,7 +17,7 @@ def test_a_config_agrees_with_itself(name):
     assert contradiction(recipe_of(config(name)), config(name)) is None
 
 
-def test_recipe_of_the_papers_model():
+def test_the_recipe_of_the_model_of_the_paper():
     assert recipe_of(config(GN)) == {
         "format": "BGR",
         "pixel_mean": [102.9801, 115.9465, 122.7717],
@@ -25,7 +25,7 @@ def test_recipe_of_the_papers_model():
         "stride_in_1x1": False,
         "groups": 32,
         "eps": 1e-5,
-        "weight_standardisation": False,
+        "weight_standardization": False,
     }
     bn = recipe_of(config(BN))
     assert (bn["groups"], bn["eps"], bn["stride_in_1x1"]) == (None, None, True)
@@ -35,31 +35,44 @@ def test_recipe_of_the_papers_model():
 
 
 @pytest.mark.parametrize(
-    ("opts", "said"),
+    ("opts", "clause"),
     [
-        (("INPUT.FORMAT", "RGB"), "images in BGR, and the config has RGB: set INPUT.FORMAT"),
-        (("MODEL.PIXEL_MEAN", "[123.675,116.28,103.53]"), "the pixel mean [102.98, 115.947, 122.772]"),
-        (("MODEL.PIXEL_STD", "[57.375,57.12,58.395]"), r"the pixel std [1, 1, 1], and the config has [57.375"),
-        (("MODEL.RESNETS.STRIDE_IN_1X1", True), "set MODEL.RESNETS.STRIDE_IN_1X1"),
-        (("MODEL.GN.NUM_GROUPS", 16), "groups: 32, and the config has 16"),
-        (("MODEL.GN.NUM_GROUPS", -1, "MODEL.GN.CHANNELS_PER_GROUP", 16), "one for 16 channels"),
-        (("MODEL.RESNETS.NORM", "LN"), "groups: 32, and the config has 1:"),
-        (("MODEL.RESNETS.NORM", "IN"), "the config has one a channel"),
-        (("MODEL.GN.EPS", 1e-3), "eps 1e-05, and the config has 0.001"),
+        (("INPUT.FORMAT", "RGB"), "images in BGR, but the config has RGB: set INPUT.FORMAT to BGR"),
+        (
+            ("MODEL.PIXEL_MEAN", "[123.675,116.28,103.53]"),
+            "the pixel mean [102.9801, 115.9465, 122.7717], but the config has [123.675, 116.28, 103.53]: "
+            "set MODEL.PIXEL_MEAN to [102.9801, 115.9465, 122.7717]",
+        ),
+        (("MODEL.PIXEL_STD", "[57.375,57.12,58.395]"), "the pixel std [1.0, 1.0, 1.0], but the config has [57.375"),
+        (
+            ("MODEL.RESNETS.STRIDE_IN_1X1", True),
+            "with STRIDE_IN_1X1 False, but the config has True: set MODEL.RESNETS.STRIDE_IN_1X1 to False",
+        ),
+        (("MODEL.GN.NUM_GROUPS", 16), "the number of groups 32, but the config has 16"),
+        (("MODEL.GN.NUM_GROUPS", -1, "MODEL.GN.CHANNELS_PER_GROUP", 16), "but the config has one per 16 channels"),
+        (("MODEL.RESNETS.NORM", "LN"), "the number of groups 32, but the config has 1: change the norm"),
+        (("MODEL.RESNETS.NORM", "IN"), "but the config has one per channel"),
+        (("MODEL.GN.WEIGHT_STANDARDIZATION", True), "with WEIGHT_STANDARDIZATION False, but the config has True"),
+        (("MODEL.GN.EPS", 1e-3), "eps 1e-05, but the config has 0.001: set MODEL.GN.EPS to 1e-05"),
     ],
 )
-def test_each_contradiction_is_said(opts, said):
-    assert said in contradiction(recipe_of(config(GN)), config(GN, *opts))
+def test_each_difference_is_reported(opts, clause):
+    assert clause in contradiction(recipe_of(config(GN)), config(GN, *opts))
 
 
-def test_what_is_not_known_or_does_not_apply_contradicts_nothing():
+def test_the_old_spelling_of_a_key_is_read():
+    clause = contradiction({"weight_standardisation": True}, config(GN))
+    assert "with WEIGHT_STANDARDIZATION True, but the config has False" in clause
+
+
+def test_unknown_settings_agree_with_every_config():
     assert contradiction({}, config(GN)) is None
     assert contradiction({"groups": None, "eps": None, "stride_in_1x1": None}, config(GN)) is None
     assert contradiction({"groups": 32, "eps": 1e-5}, config(BN)) is None
 
 
-def test_detectron2s_mean_serves_detectrons_weights():
-    """As detectron2's own GN configs use them; they differ by less than a grey level."""
+def test_the_pixel_means_of_detectron_and_detectron2_agree():
+    """They differ by less than one gray level, and detectron2 uses its own for Detectron's weights."""
     detectron2 = config(GN, "MODEL.PIXEL_MEAN", "[103.53,116.28,123.675]")
     assert contradiction(recipe_of(config(GN)), detectron2) is None
     scratch = config(GN, "MODEL.PIXEL_STD", "[57.375,57.12,58.395]")
@@ -67,8 +80,8 @@ def test_detectron2s_mean_serves_detectrons_weights():
     assert contradiction(recipe_of(scratch), torchvision) is None
 
 
-def test_recipes_of_origins_are_those_of_the_configs_that_use_them():
-    assert contradiction(OF_ORIGIN["Detectron"], config(GN)) is None
-    assert contradiction(OF_ORIGIN["Detectron"], config(BN)) is None
-    assert contradiction(OF_ORIGIN["torchvision"], config(TORCHVISION)) is None
-    assert "images in RGB" in contradiction(OF_ORIGIN["torchvision"], config(GN))
+def test_the_recipes_by_origin_agree_with_the_configs_that_use_such_weights():
+    assert contradiction(RECIPES_BY_ORIGIN["Detectron"], config(GN)) is None
+    assert contradiction(RECIPES_BY_ORIGIN["Detectron"], config(BN)) is None
+    assert contradiction(RECIPES_BY_ORIGIN["torchvision"], config(TORCHVISION)) is None
+    assert "images in RGB" in contradiction(RECIPES_BY_ORIGIN["torchvision"], config(GN))

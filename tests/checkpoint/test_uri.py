@@ -1,4 +1,4 @@
-"""gn_det:// for detectron2 itself, and whether every entry's weights fit its config. Synthetic weights with real names."""
+"""The URI gn_det:// in stock detectron2, and the fit of each entry of the zoo to its config."""
 
 import functools
 import os
@@ -19,45 +19,45 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from gn_det import model_zoo
+from gn_det.checkpoint import convert, place
 from gn_det.config.defaults import get_cfg
 from gn_det.config.files import load_config
 from gn_det.errors import GNDetError
-
-convert = pytest.importorskip("gn_det.checkpoint.convert", reason="the key maps are not here yet")
-foreign = pytest.importorskip("foreign", reason="the synthetic state dicts are not here yet")
+from helpers import foreign
 
 
 def pickled(blobs: dict) -> bytes:
     return pickle.dumps({name: np.ascontiguousarray(value) for name, value in blobs.items()}, protocol=2)
 
 
-def test_detectron2s_own_checkpointer_gets_the_weights_in_its_names(downloads, stock_cfg):
-    """A ResNet-50 of half the width, through stock detectron2, by its matching of names."""
+def test_stock_detectron2_loads_a_backbone_in_its_own_names(downloads, stock_cfg):
+    """A ResNet-50 of half the usual width, which stock detectron2 places by matching names."""
     source = downloads.put("R50_GN", pickled(foreign.detectron_imagenet(scale=2)))
     half = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 32, "MODEL.RESNETS.RES2_OUT_CHANNELS", 128]
     half += ["MODEL.RESNETS.WIDTH_PER_GROUP", 32, "MODEL.RESNETS.OUT_FEATURES", ["res5"]]
     model = nn.ModuleDict({"backbone": build_backbone(stock_cfg("C4", *half))})
     DetectionCheckpointer(model).load("gn_det://R50_GN")
-    want = foreign.detectron2_resnet(scale=2)
+    expected = foreign.detectron2_resnet(scale=2)
     state = {name.removeprefix("backbone."): value for name, value in model.state_dict().items()}
-    assert state.keys() == want.keys() and all(torch.equal(state[name], value) for name, value in want.items())
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
     (file,) = source.parent.glob("*.detectron2.pth")
     assert PathManager.get_local_path("gn_det://R50_GN") == str(file)
     with PathManager.open("gn_det://R50_GN", "rb") as opened:
         assert opened.read(2) == b"PK"
 
 
-def test_a_whole_detector_needs_no_matching(downloads):
+def test_a_detector_has_full_names_that_need_no_matching(downloads):
     downloads.put("mask_rcnn_R50_FPN_gn", pickled(foreign.detectron_blobs(scale=32)))
     data = torch.load(PathManager.get_local_path("gn_det://mask_rcnn_R50_FPN_gn"), weights_only=True)
-    want = foreign.detectron2_state(scale=32)
-    assert data.keys() == {"model"} and data["model"].keys() == want.keys()
-    assert all(torch.equal(data["model"][name], value) for name, value in want.items())
+    expected = foreign.detectron2_state(scale=32)
+    assert data.keys() == {"model"} and data["model"].keys() == expected.keys()
+    assert all(torch.equal(data["model"][name], value) for name, value in expected.items())
     largest = max(value.untyped_storage().nbytes() / value.nbytes for value in data["model"].values())
-    assert largest == 1  # no rows of the background behind
+    assert largest == 1  # no storage includes removed rows of the background
 
 
-def test_it_is_converted_once_and_again_when_the_download_changes(downloads, monkeypatch):
+def test_a_file_is_converted_once_and_again_if_the_download_changes(downloads, monkeypatch):
     source = downloads.put("R50_GN", pickled(foreign.detectron_imagenet(scale=32)))
     first = Path(PathManager.get_local_path("gn_det://R50_GN"))
     written = first.stat().st_mtime_ns
@@ -68,7 +68,7 @@ def test_it_is_converted_once_and_again_when_the_download_changes(downloads, mon
     assert torch.load(second, weights_only=True)["model"]["stem.conv1.weight"].shape[0] == 4
 
 
-def test_a_file_that_asks_to_be_run_is_not(downloads, tmp_path):
+def test_a_hostile_pickle_is_refused_and_does_not_run(downloads, tmp_path):
     class Evil:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path}/ran",)
@@ -82,12 +82,12 @@ def test_a_file_that_asks_to_be_run_is_not(downloads, tmp_path):
 def test_unknown_tensors_are_refused(downloads, tmp_path):
     blobs = foreign.detectron_imagenet(scale=32) | {"surprise_w": torch.zeros(1)}
     source = downloads.put("R50_GN", pickled(blobs))
-    with pytest.raises(GNDetError, match="has 1 tensors of unknown names .surprise_w"):
+    with pytest.raises(GNDetError, match=r"has 1 tensors with unknown names \(for example surprise_w\)"):
         PathManager.get_local_path("gn_det://R50_GN")
     assert [*tmp_path.iterdir()] == [source]
 
 
-def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing(downloads, tmp_path):
+def test_a_full_disk_gives_one_error_and_leaves_no_file(downloads, tmp_path):
     source = downloads.put("R50_GN", pickled(foreign.detectron_imagenet(scale=32)))
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
@@ -100,11 +100,11 @@ def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing(downloads, tmp_p
     assert [*tmp_path.iterdir()] == [source]
 
 
-# ---- does each fit?
+# ---- the fit of weights and configs
 
 
 def resnext(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """mmdetection's ResNet -> its ResNeXt 32x4d: twice as wide within a block, in 32 groups."""
+    """Turn mmdetection's ResNet into its ResNeXt 32x4d: twice as wide within a block, in 32 groups."""
     out = dict(state)
     for name in state:
         if match := re.fullmatch(r"backbone\.layer(\d)\.\d+\.(conv|gn)([123])\.(weight|bias)", name):
@@ -118,7 +118,7 @@ def resnext(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def kind_of(entry: model_zoo.Entry) -> tuple:
-    """What the shapes of an entry's tensors depend on."""
+    """Return everything on which the shapes of an entry's tensors depend."""
     cfg = load_config(entry.config)
     resnets, fpn = cfg.MODEL.RESNETS, "fpn" in cfg.MODEL.BACKBONE.NAME
     return entry.origin, entry.kind, resnets.DEPTH, fpn, resnets.NORM, cfg.MODEL.MASK_ON, resnets.NUM_GROUPS
@@ -126,7 +126,7 @@ def kind_of(entry: model_zoo.Entry) -> tuple:
 
 @functools.cache
 def as_published(origin: str, kind: str, depth: int, fpn: bool, norm: str, masks: bool, groups: int) -> dict:
-    """A state dict of the origin's, in its own names."""
+    """Return a synthetic state dict in the names of the origin."""
     if kind == "backbone":
         return foreign.timm_resnet50_gn() if origin == "timm" else foreign.detectron_imagenet(depth)
     if origin == "mmdetection 2.x":
@@ -139,7 +139,7 @@ def as_published(origin: str, kind: str, depth: int, fpn: bool, norm: str, masks
 
 
 def model_keys(config: str) -> str:
-    """What the shapes of a config's model can depend on."""
+    """Return the part of a config on which the shapes of its model can depend, as YAML."""
     cfg = load_config(config, ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
     cfg.MODEL.GN.CONFIG, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = "", [0.0] * 3, [1.0] * 3
     return cfg.MODEL.dump()
@@ -155,11 +155,11 @@ def shapes(keys: str) -> dict:
 
 
 @pytest.mark.parametrize("name", model_zoo.names())
-def test_the_config_fits_the_weights_completely(name):
-    """No tensor missing, none left over, and every shape right; of a backbone, all of the ResNet."""
+def test_the_weights_of_an_entry_fit_its_config_exactly(name):
+    """No tensor is missing or left over, and all shapes agree. A backbone has all tensors of the ResNet."""
     entry = model_zoo.get_entry(name)
-    model, done = shapes(model_keys(entry.config)), convert.convert(as_published(*kind_of(entry)))
-    assert not done.leftover and done.backbone_only == (entry.kind == "backbone")
-    placed = convert.place(done.weights, model)
-    wanted = {n: s for n, s in model.items() if not done.backbone_only or n.startswith("backbone.bottom_up.")}
-    assert {n: value.shape for n, value in placed.items()} == wanted
+    model, converted = shapes(model_keys(entry.config)), convert(as_published(*kind_of(entry)))
+    assert not converted.leftover and converted.backbone_only == (entry.kind == "backbone")
+    placed = place(converted.weights, model)
+    expected = {n: s for n, s in model.items() if not converted.backbone_only or n.startswith("backbone.bottom_up.")}
+    assert {n: value.shape for n, value in placed.items()} == expected

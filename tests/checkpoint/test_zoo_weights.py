@@ -1,4 +1,4 @@
-"""What each entry of the model zoo has as weights, in its origin's names and shapes, against the model of its config."""
+"""Synthetic weights with the names and shapes of each model zoo entry, in the model of its config."""
 
 import functools
 
@@ -26,7 +26,7 @@ NAMES = model_zoo.names()
 
 
 def published(name: str) -> dict:
-    """A file of the entry's kind, with made-up values."""
+    """Return a synthetic state dict like that in the file of an entry."""
     entry, masks = model_zoo.get_entry(name), "faster" not in name
     depth, norm = 101 if "101" in name else 50, "affine" if "frozenbn" in name else "gn"
     if entry.kind == "backbone":
@@ -41,7 +41,7 @@ def published(name: str) -> dict:
 
 @functools.cache
 def model(config: str):
-    """Built without memory."""
+    """Build the model of a config on the meta device."""
     with torch.device("meta"):
         return build_model(load_config(config, ["MODEL.DEVICE", "meta"]))
 
@@ -49,66 +49,66 @@ def model(config: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_is_used_and_none_is_missing(name):
     entry = model_zoo.get_entry(name)
-    there = model(entry.config)
+    network = model(entry.config)
     converted = convert(published(name))
     assert not converted.leftover and converted.backbone_only == (entry.kind == "backbone")
-    weights = place(converted.weights, there.state_dict())
-    fit = compare(weights, there.state_dict())
+    weights = place(converted.weights, network.state_dict())
+    fit = compare(weights, network.state_dict())
     assert not fit.unexpected and not fit.reshaped
-    assert fit.whole or (entry.kind == "backbone" and fit.backbone_only)
-    assert find_problem(fit, weights, there, complete=entry.kind == "detector") is None
+    assert fit.exact or (entry.kind == "backbone" and fit.backbone_only)
+    assert find_problem(fit, weights, network, complete=entry.kind == "detector") is None
 
 
 @pytest.mark.parametrize(
-    ("weights", "config", "said"),
+    ("weights", "config", "text"),
     [
         (
             "mask_rcnn_R50_FPN_gn",
             "mask_rcnn_R50_FPN_frozenbn",
-            "it has a norm without statistics (GN) where the model has Frozen",
+            "they have a norm without statistics (GN) where the model has Frozen",
         ),
         (
             "mask_rcnn_R50_FPN_frozenbn",
             "mask_rcnn_R50_FPN_gn",
-            "it has BN* folded into scale and shift where the model has Group",
+            "they have BN* folded into scale and shift where the model has Group",
         ),
-        ("R50_GN", "mask_rcnn_R50_FPN_bn_4conv1fc", "it has a norm without statistics (GN) where the model has"),
-        ("mask_rcnn_R101_FPN_gn", "mask_rcnn_R50_FPN_gn", "it is of a ResNet-101, and the model has a ResNet-50"),
+        ("R50_GN", "mask_rcnn_R50_FPN_bn_4conv1fc", "they have a norm without statistics (GN) where the model has"),
+        ("mask_rcnn_R101_FPN_gn", "mask_rcnn_R50_FPN_gn", "they are for a ResNet-101, but the model has a ResNet-50"),
         (
             "mask_rcnn_R50_FPN_gn",
             "mask_rcnn_R50_FPN_gn_gnhead",
-            "it has a norm where the model has none (layers: mask head 4)",
+            "they have a norm where the model has none (layers: mask head 4)",
         ),
-        ("mask_rcnn_R50_C4_frozenbn", "mask_rcnn_R50_FPN_frozenbn", "are not in it"),
+        ("mask_rcnn_R50_C4_frozenbn", "mask_rcnn_R50_FPN_frozenbn", "they lack "),
     ],
 )
-def test_published_weights_in_the_wrong_model_are_said(weights, config, said):
-    there = model(config)
-    placed = place(convert(published(weights)).weights, there.state_dict())
-    assert said in find_problem(compare(placed, there.state_dict()), placed, there).text
+def test_published_weights_in_the_wrong_model_are_a_problem(weights, config, text):
+    network = model(config)
+    placed = place(convert(published(weights)).weights, network.state_dict())
+    assert text in find_problem(compare(placed, network.state_dict()), placed, network).text
 
 
 @pytest.mark.parametrize("config", shipped_configs())
-def test_configs_start_from_weights_of_their_own_recipe(config):
+def test_the_recipe_of_initial_weights_agrees_with_the_config(config):
     cfg = load_config(config)
     entry = model_zoo.entry_of(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
-    differs = contradiction(entry.recipe, cfg) if entry else None
-    assert (differs is not None) == ("recipe" in cfg.MODEL.GN.ACCEPT_WEIGHTS), differs
+    difference = contradiction(entry.recipe, cfg) if entry else None
+    assert (difference is not None) == ("recipe" in cfg.MODEL.GN.ACCEPT_WEIGHTS), difference
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mask_rcnn_R50_FPN_gn", "mmdet_mask_rcnn_R50_FPN_gn_ws_2x", "timm_R50_GN"])
 def test_a_file_of_full_size_is_loaded(name, tmp_path, monkeypatch):
-    """Through the file, with the recipe of the zoo; and refused by the config of another recipe."""
+    """The file is loaded with the recipe of the zoo, and refused by a config with another recipe."""
     file = tmp_path / "file.pth"
     torch.save({key: value.float().contiguous() for key, value in published(name).items()}, file)
     monkeypatch.setattr(model_zoo, "get_weights", lambda name: file)
     entry = model_zoo.get_entry(name)
     cfg = load_config(entry.config, ["MODEL.DEVICE", "cpu"])
-    there = build_model(cfg)
-    Checkpointer(there, cfg=cfg, trains=entry.kind == "backbone").load(f"gn_det://{name}", checkpointables=[])
-    weights = place(convert(published(name)).weights, there.state_dict())
-    assert all(torch.equal(there.state_dict()[key], value) for key, value in weights.items() if "num_b" not in key)
+    network = build_model(cfg)
+    Checkpointer(network, cfg=cfg, trains=entry.kind == "backbone").load(f"gn_det://{name}", checkpointables=[])
+    weights = place(convert(published(name)).weights, network.state_dict())
+    assert all(torch.equal(network.state_dict()[key], value) for key, value in weights.items() if "num_b" not in key)
     cfg.INPUT.FORMAT = {"BGR": "RGB", "RGB": "BGR"}[cfg.INPUT.FORMAT]
-    with pytest.raises(GNDetError, match=f"trained with images in {entry.recipe['format']}"):
-        Checkpointer(there, cfg=cfg).load(f"gn_det://{name}", checkpointables=[])
+    with pytest.raises(GNDetError, match=f"they were trained with images in {entry.recipe['format']}, but"):
+        Checkpointer(network, cfg=cfg).load(f"gn_det://{name}", checkpointables=[])

@@ -1,4 +1,4 @@
-"""MODEL_ZOO.md: the one that is here, and what a record changes in it; the tool that writes it."""
+"""MODEL_ZOO.md: it is up to date, and shows the AP of result records. The tool that writes it."""
 
 import json
 import re
@@ -15,10 +15,10 @@ NAME = "mmdet_mask_rcnn_R50_FPN_gn_2x"
 
 
 def test_the_page_is_up_to_date():
-    assert (REPO / "MODEL_ZOO.md").read_text() == zoo_page(records_in(REPO / "results")), "run 'make zoo'"
+    assert (REPO / "MODEL_ZOO.md").read_text() == zoo_page(records_in(REPO / "results")), "run 'make pages'"
 
 
-def test_the_page_has_each_entry_with_its_config_and_its_download():
+def test_the_page_lists_each_entry_with_its_config_and_download():
     page = zoo_page(records_in(REPO / "results"))
     for name in model_zoo.names():
         entry = model_zoo.get_entry(name)
@@ -30,7 +30,8 @@ def test_the_page_has_each_entry_with_its_config_and_its_download():
         assert f"\n[{name}]: {entry.urls[0]}\n" in page
 
 
-def record(**more) -> dict:
+def record(**changes) -> dict:
+    """Return the result record of an evaluation of NAME, with some keys changed."""
     aps = {"box": {"AP": 40.16}, "mask": {"AP": 36.04}}
     known = {
         "config": NAME,
@@ -39,26 +40,29 @@ def record(**more) -> dict:
         "iteration": None,
         "date": "2026-01-02",
     }
-    return known | aps | {"changed": {"MODEL.WEIGHTS": "x"}} | more
+    return known | aps | {"changed": {"MODEL.WEIGHTS": "x"}} | changes
 
 
 def measured(folder: Path, *records: dict) -> str:
-    for number, one in enumerate(records):
+    """Write records to a folder and return the measured AP of NAME on the page."""
+    for number, content in enumerate(records):
         (folder / "sub").mkdir(exist_ok=True)
-        (folder / "sub" / f"{number}.json").write_text(json.dumps(one))
+        (folder / "sub" / f"{number}.json").write_text(json.dumps(content))
     row = next(line for line in zoo_page(records_in(folder)).splitlines() if f"[`{NAME}`]" in line)
     return row.split("|")[5].strip()
 
 
 def test_an_evaluation_of_the_weights_is_shown(tmp_path):
     page = lambda: zoo_page(records_in(tmp_path))  # noqa: E731
-    assert measured(tmp_path) == "not measured" and "**None of these weights was evaluated here.**" in page()
-    assert measured(tmp_path, record()) == "40.2, 36.0" and "**1 of these weights was evaluated" in page()
+    assert measured(tmp_path) == "not measured"
+    assert "**None of these weights has been evaluated with gn_det.**" in page()
+    assert measured(tmp_path, record()) == "40.2, 36.0"
+    assert "**1 of these weights has been evaluated with gn_det.**" in page()
     newer = record(date="2026-03-04", box={"AP": 39.0}, weights=model_zoo.get_entry(NAME).urls[0])
     assert measured(tmp_path, newer, record()) == "39.0, 36.0"
 
 
-OTHERS = [
+OTHER_EVALUATIONS = [
     {"dataset": "coco_2017_val_100"},
     {"config": "mmdet_mask_rcnn_R50_FPN_gn_3x"},
     {"weights": "gn_det://mmdet_mask_rcnn_R50_FPN_gn_3x"},
@@ -68,20 +72,20 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("more", OTHERS)
-def test_other_evaluations_are_not(tmp_path, more):
-    assert measured(tmp_path, record(**more)) == "not measured"
+@pytest.mark.parametrize("changes", OTHER_EVALUATIONS)
+def test_other_evaluations_are_not_shown(tmp_path, changes):
+    assert measured(tmp_path, record(**changes)) == "not measured"
 
 
 # ---- tools/model_zoo.py
 
 
-def test_list_names_all(run_cli):
+def test_list_prints_all_names(run_cli):
     code, out, _ = run_cli("model_zoo.py", "list")
     assert code == 0 and all(f"| {name} " in out for name in model_zoo.names())
 
 
-def test_fetch_prints_where_the_file_lies(run_cli, downloads):
+def test_fetch_prints_the_path_of_the_file(run_cli, downloads):
     file = downloads.put("R50_GN", b"x")
     assert run_cli("model_zoo.py", "fetch", "R50_GN")[:2] == (0, f"{file}\n")
     code, _, error = run_cli("model_zoo.py", "fetch", "R50_GN", "R50_GM")
