@@ -19,7 +19,7 @@ def metric_names(cfg: CfgNode) -> list[str]:
 
 
 def storage_key(cfg: CfgNode) -> str:
-    """Return the name of ``TRAIN.METRIC`` on the first test data set in detectron2's event storage."""
+    """Return the name of ``TRAIN.METRIC`` on the first test dataset in detectron2's event storage."""
     several = len(cfg.DATASETS.TEST) > 1
     return f"{cfg.DATASETS.TEST[0]}/{cfg.TRAIN.METRIC}" if several else cfg.TRAIN.METRIC
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Same as ``gn-det browse``: draw samples of a data set, and check its annotations."""
+"""Same as ``gn-det browse``: draw samples of a dataset, and check its annotations."""
 
 from gn_det.cli.browse import cli
 from gn_det.launch.tool import run_tool

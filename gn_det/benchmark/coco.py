@@ -109,7 +109,7 @@ def _encode_mask(box: list[float]) -> dict:
 def measure(images: int = 5000, mask_images: int = 500, repeats: int = 3) -> dict[str, dict]:
     """Time ``evaluate`` and ``accumulate`` of pycocotools and hotcoco in turn.
 
-    hotcoco's time includes loading the data set.
+    hotcoco's time includes loading the dataset.
 
     Args:
         images: number of images for the comparison on boxes; the default is the size of val2017.
@@ -118,7 +118,7 @@ def measure(images: int = 5000, mask_images: int = 500, repeats: int = 3) -> dic
 
     Returns:
         {"boxes": dict, "masks": dict}, each with the keys:
-            "images", "objects", "detections": number in the data set.
+            "images", "objects", "detections": number in the dataset.
             "pycocotools", "hotcoco": median of the seconds.
             "ratio": median of the pairs' ratios, pycocotools / hotcoco.
             "spread": (minimum, maximum) of the ratios.

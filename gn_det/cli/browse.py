@@ -1,4 +1,4 @@
-"""Draw samples of a data set as the model sees them, and check its annotations."""
+"""Draw samples of a dataset as the model sees them, and check its annotations."""
 
 import argparse
 import colorsys
@@ -43,7 +43,7 @@ def browse_parser(description: str) -> argparse.ArgumentParser:
 
 
 def browse(args: argparse.Namespace) -> Path:
-    """Check a data set, draw samples of it, and print the findings and the folder of the pictures.
+    """Check a dataset, draw samples of it, and print the findings and the folder of the pictures.
 
     Only the pictures are written; ``OUTPUT_DIR`` is neither read nor written.
 
@@ -80,7 +80,7 @@ def browse(args: argparse.Namespace) -> Path:
 
 @contextlib.contextmanager
 def _config_of_data(args: argparse.Namespace, train: bool) -> Iterator[CfgNode]:
-    """Yield the config with its data set registered, and delete the cleaned copies of its JSON files on exit.
+    """Yield the config with its dataset registered, and delete the cleaned copies of its JSON files on exit.
 
     The other split, weights, and mixed precision are disabled, because drawing does not need them.
     """

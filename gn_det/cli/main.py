@@ -14,7 +14,7 @@ COMMANDS = {
     "report": "write an HTML report of a run",
     "compare": "compare the AP of runs in a table and a picture",
     "norms": "train with each norm at each batch size, and compare the AP",
-    "browse": "draw samples of a data set, and check its annotations",
+    "browse": "draw samples of a dataset, and check its annotations",
     "analyze": "count a model's parameters, FLOPs, activations, and memory",
     "evaluate": "compute the COCO AP of detections in a file",
     "zoo": "list and download the pretrained weights of the model zoo",

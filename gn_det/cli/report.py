@@ -11,7 +11,7 @@ def cli() -> None:
     parser.add_argument("folder", metavar="OUTPUT_DIR", help="the OUTPUT_DIR of a run")
     parser.add_argument("--out", metavar="FILE", help="the report (default: OUTPUT_DIR/report.html)")
     parser.add_argument(
-        "--dataset", metavar="NAME", help="a data set that the run was evaluated on (default: the first one)"
+        "--dataset", metavar="NAME", help="a dataset that the run was evaluated on (default: the first one)"
     )
     parser.add_argument(
         "--min-score",

@@ -61,7 +61,7 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
 
 
 def datasets_of_run(cfg: CfgNode, eval_only: bool) -> tuple[str, ...]:
-    """Return the names of all data sets that a run reads."""
+    """Return the names of all datasets that a run reads."""
     return (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
 
 
@@ -175,20 +175,20 @@ def _check_solver(cfg: CfgNode) -> None:
             "use the number of processes that the config was written for, or 0 to turn off scaling."
         )
     if not cfg.DATASETS.TRAIN:
-        raise GNDetError("DATASETS.TRAIN is empty: name a data set, or pass --train-json and --train-images.")
+        raise GNDetError("DATASETS.TRAIN is empty: name a dataset, or pass --train-json and --train-images.")
 
 
 def _check_classes(cfg: CfgNode, name: str) -> None:
-    """Check that a data set is registered and has ``MODEL.ROI_HEADS.NUM_CLASSES`` classes."""
+    """Check that a dataset is registered and has ``MODEL.ROI_HEADS.NUM_CLASSES`` classes."""
     if name not in DatasetCatalog:
         hint = did_you_mean(name, DatasetCatalog.list())
         raise GNDetError(
-            f"There is no data set {name!r}{hint}; to use your own data, pass --train-json and --train-images."
+            f"There is no dataset {name!r}{hint}; to use your own data, pass --train-json and --train-images."
         )
     classes = MetadataCatalog.get(name).get("thing_classes")
     if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise GNDetError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the data set {name} has "
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but the dataset {name} has "
             f"{len(classes)} classes: set it to {len(classes)}."
         )
 

@@ -92,7 +92,7 @@ KEYS = (
     Key(
         "TRAIN.METRIC",
         "bbox/AP",
-        "Metric for `TRAIN.BEST` and `TRAIN.EARLY_STOP`, measured on the first data set of `DATASETS.TEST`: `bbox/` or "
+        "Metric for `TRAIN.BEST` and `TRAIN.EARLY_STOP`, measured on the first dataset of `DATASETS.TEST`: `bbox/` or "
         "`segm/`, followed by `AP`, `AP50`, `AP75`, `APs`, `APm`, `APl`, `AR1`, `AR10`, `AR100`, `ARs`, `ARm`, `ARl` or "
         "`AP-` and the name of a class.",
     ),

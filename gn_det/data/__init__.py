@@ -1,1 +1,1 @@
-"""Register data sets in COCO format, check their annotations, and generate a sample data set."""
+"""Register datasets in COCO format, check their annotations, and generate a sample dataset."""

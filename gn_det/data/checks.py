@@ -1,7 +1,7 @@
-"""Statistics of a data set and warnings about suspicious labels, boxes, object sizes and image files.
+"""Statistics of a dataset and warnings about suspicious labels, boxes, object sizes and image files.
 
 These are warnings: the data may be intended that way. Problems that would break training or evaluation
-are refused when the data set is registered (see :mod:`gn_det.data.coco`).
+are refused when the dataset is registered (see :mod:`gn_det.data.coco`).
 """
 
 from collections import Counter
@@ -21,14 +21,14 @@ from tabulate import tabulate
 from ..errors import GNDetError
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-_MAX_HEADERS = 2000  # image files whose headers are read, evenly spaced over the data set
+_MAX_HEADERS = 2000  # image files whose headers are read, evenly spaced over the dataset
 _FEW_OBJECTS = 10  # a class with fewer objects gets a warning
 _MAX_NAMES = 5  # names listed in a warning; the rest are counted
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The M objects of a data set, without crowd regions.
+    """The M objects of a dataset, without crowd regions.
 
     Attributes:
         image: (M,) index of the image.
@@ -47,7 +47,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Finding:
-    """A warning about a data set.
+    """A warning about a dataset.
 
     Attributes:
         sentence: the warning.
@@ -61,7 +61,7 @@ class Finding:
 
 
 def check_data(rows: list[dict], classes: list[str], cfg: CfgNode, train: bool = True) -> dict:
-    """Compute statistics of a data set in detectron2's format, and warnings about it.
+    """Compute statistics of a dataset in detectron2's format, and warnings about it.
 
     Args:
         rows: one dict per image, as ``DatasetCatalog.get`` returns them; category ids count from 0.

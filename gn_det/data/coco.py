@@ -1,6 +1,6 @@
-"""Check annotation files in COCO format and register them as data sets of detectron2.
+"""Check annotation files in COCO format and register them as datasets of detectron2.
 
-Importing this module registers the generated data sets ``shapes_train`` and ``shapes_val``; their files
+Importing this module registers the generated datasets ``shapes_train`` and ``shapes_val``; their files
 are generated at first use.
 """
 
@@ -28,16 +28,16 @@ _MAX_PROBLEMS = 5  # problems listed in an error; the rest are counted
 
 
 def dataset_root() -> Path:
-    """Return the folder of detectron2's built-in data sets: ``$DETECTRON2_DATASETS``, by default ``./datasets``."""
+    """Return the folder of detectron2's built-in datasets: ``$DETECTRON2_DATASETS``, by default ``./datasets``."""
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
 def register_coco_json(name: str, json_file: str | Path, image_root: str | Path, clean_file: str | Path) -> dict:
-    """Check a data set in COCO format and register it under ``name``.
+    """Check a dataset in COCO format and register it under ``name``.
 
     detectron2 and the COCO API require fields that real files often lack: ``info``, ``iscrowd``, ``area``,
     and annotation ids that start at 1 (the COCO API counts an object with id 0 as never detected). A copy
-    of the JSON with these fields is written, and the data set is read from the copy.
+    of the JSON with these fields is written, and the dataset is read from the copy.
 
     Args:
         json_file: the annotations.
@@ -64,7 +64,7 @@ def register_coco_json(name: str, json_file: str | Path, image_root: str | Path,
 
 
 def register_annotations(name: str, json_file: str | Path, clean_file: str | Path) -> dict:
-    """Register a data set without image files, to evaluate given detections.
+    """Register a dataset without image files, to evaluate given detections.
 
     Args, return value and errors are those of :func:`register_coco_json`.
     """
@@ -88,9 +88,9 @@ def _check_and_register(
 
 
 def register_again(name: str, json_file: str, image_root: str, classes: list[str], ids: list[int]) -> None:
-    """Register the data set of an earlier run, which checked and cleaned its JSON.
+    """Register the dataset of an earlier run, which checked and cleaned its JSON.
 
-    The file is read when the data set is first used.
+    The file is read when the dataset is first used.
 
     Args:
         json_file: the cleaned copy that :func:`register_coco_json` wrote.
@@ -114,9 +114,9 @@ def _register(
     classes: list[str],
     ids: list[int],
 ) -> None:
-    """Register a data set with all metadata that detectron2's evaluator needs.
+    """Register a dataset with all metadata that detectron2's evaluator needs.
 
-    Otherwise the evaluator would work only after the data set was loaded.
+    Otherwise the evaluator would work only after the dataset was loaded.
     """
     for catalog in (DatasetCatalog, MetadataCatalog):
         if name in catalog:
@@ -217,7 +217,7 @@ def _image_problems(rows: list[dict], image_root: Path | None) -> Iterator[str]:
 
 
 def _file_problem(path: Path, row: dict) -> str | None:
-    """Check an image file. Only its header is read, so that a large data set is checked in seconds."""
+    """Check an image file. Only its header is read, so that a large dataset is checked in seconds."""
     if not path.is_file():
         return "does not exist"
     try:
@@ -266,7 +266,7 @@ def _mask_problem(mask: object, image: dict) -> str | None:
 
 
 def _clean(data: dict) -> dict:
-    """Add missing fields that the COCO API requires, in place, and return the facts on the data set."""
+    """Add missing fields that the COCO API requires, in place, and return the facts on the dataset."""
     data.setdefault("info", {})
     data.setdefault("licenses", [])
     for number, row in enumerate(data["annotations"], start=1):
@@ -286,7 +286,7 @@ def _clean(data: dict) -> dict:
 def _load_shapes(split: str) -> list[dict]:
     root = dataset_root() / "shapes"
     if not root.exists():
-        logger.info(f"Generating the sample data set of shapes in {root}.")
+        logger.info(f"Generating the sample dataset of shapes in {root}.")
     json_file, images = shapes.generate(root)[split]
     return load_coco_json(str(json_file), str(images), f"shapes_{split}")
 

@@ -1,4 +1,4 @@
-"""Generate the sample data set 'shapes': images of simple shapes with COCO instance annotations.
+"""Generate the sample dataset 'shapes': images of simple shapes with COCO instance annotations.
 
 Generation takes seconds and gives the same files each time. Textured shapes of three classes overlap on
 textured backgrounds. Color, texture, area and position are independent of the class; only the outline
@@ -69,14 +69,14 @@ def generate(
     size: int = 192,
     segmentation: str = "polygon",
 ) -> dict[str, tuple[Path, Path]]:
-    """Write the data set to ``root``, unless it is already there.
+    """Write the dataset to ``root``, unless it is already there.
 
     The write is atomic, even if the process is killed or if several processes write at once. An image
-    depends only on seed, split, index and size. A smaller data set therefore has the first images of a
+    depends only on seed, split, index and size. A smaller dataset therefore has the first images of a
     larger one.
 
     Args:
-        root: the folder. If it exists, it must be empty or contain the data set with these parameters.
+        root: the folder. If it exists, it must be empty or contain the dataset with these parameters.
         num_train: number of training images, >= 1.
         num_val: number of validation images, >= 1.
         seed: >= 0.
@@ -95,7 +95,7 @@ def generate(
     """
     if min(num_train, num_val) < 1 or seed < 0 or size < 64 or segmentation not in ("polygon", "rle"):
         raise GNDetError(
-            f"The shapes data set cannot have num_train={num_train}, num_val={num_val}, seed={seed}, size={size}, "
+            f"The shapes dataset cannot have num_train={num_train}, num_val={num_val}, seed={seed}, size={size}, "
             f"segmentation={segmentation!r}: use at least 1 image per split, a seed >= 0, a size >= 64 and "
             "'polygon' or 'rle'."
         )
@@ -108,7 +108,7 @@ def generate(
 
 
 def _is_complete(root: Path, manifest: dict) -> bool:
-    """Return whether ``root`` contains all files of the data set of this manifest."""
+    """Return whether ``root`` contains all files of the dataset of this manifest."""
     try:
         found = json.loads((root / "shapes.json").read_text())
     except (OSError, ValueError):
@@ -120,10 +120,10 @@ def _is_complete(root: Path, manifest: dict) -> bool:
 
 
 def _write(root: Path, manifest: dict) -> None:
-    """Write the data set to a temporary folder beside ``root`` and rename that folder to ``root``."""
+    """Write the dataset to a temporary folder beside ``root`` and rename that folder to ``root``."""
     try:
         if any(root.iterdir()) if root.is_dir() else root.exists():
-            raise FileExistsError(0, "the path exists and is not the complete data set with these parameters")
+            raise FileExistsError(0, "the path exists and is not the complete dataset with these parameters")
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
             folder = Path(scratch, root.name)  # scratch itself can be read only by its owner
@@ -134,7 +134,7 @@ def _write(root: Path, manifest: dict) -> None:
             os.rename(folder, root)  # fails if root is not empty, so that nothing is replaced
     except OSError as error:
         if not _is_complete(root, manifest):  # otherwise another process has just written it
-            problem = f"The shapes data set cannot be written to {root} ({error.strerror or error})"
+            problem = f"The shapes dataset cannot be written to {root} ({error.strerror or error})"
             raise GNDetError(f"{problem}: use another folder, or empty this one.") from error
 
 

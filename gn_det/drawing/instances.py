@@ -146,10 +146,10 @@ def _scale(image: np.ndarray) -> float:
 def draw_predictions(
     dataset_name: str, detections_file: str | Path, folder: str | Path, *, number: int = 6, min_score: float = 0.5
 ) -> list[Path]:
-    """Draw detections (left) beside the ground truth (right) on evenly spaced images of a data set.
+    """Draw detections (left) beside the ground truth (right) on evenly spaced images of a dataset.
 
     Args:
-        dataset_name: registered name of the data set.
+        dataset_name: registered name of the dataset.
         detections_file: the evaluator's ``coco_instances_results.json``.
         folder: where to write the pictures.
         number: of images.

@@ -63,7 +63,7 @@ def load_runs(paths: Sequence[str | Path]) -> list["Row"]:
             the row a name; a path without a name never shares a row with a named one.
 
     Raises:
-        GNDetError: a path has no record, or the records are of different data sets.
+        GNDetError: a path has no record, or the records are of different datasets.
     """
     rows: dict[tuple, Row] = {}
     for text in map(str, paths):
@@ -75,8 +75,8 @@ def load_runs(paths: Sequence[str | Path]) -> list["Row"]:
     datasets = sorted({record["dataset"] for row in rows.values() for record in row.records})
     if len(datasets) > 1:
         raise GNDetError(
-            f"These records are on different data sets, {', '.join(datasets)}, whose AP cannot be compared; "
-            "pass records on one data set."
+            f"These records are on different datasets, {', '.join(datasets)}, whose AP cannot be compared; "
+            "pass records on one dataset."
         )
     _name_rows(list(rows.values()))
     return list(rows.values())

@@ -109,7 +109,7 @@ class COCOEvaluator(StockCOCOEvaluator):
             path: the file that they were read from, for the error.
 
         Raises:
-            GNDetError: a detection is on an image or of a category that the data set does not have.
+            GNDetError: a detection is on an image or of a category that the dataset does not have.
         """
         images = set(self._coco_api.getImgIds())
         classes = self._metadata.thing_dataset_id_to_contiguous_id
@@ -135,7 +135,7 @@ def check_ids(rows: list[dict], images: Container, classes: Container, path: str
             if row[key] not in known:
                 raise GNDetError(
                     f"{path} has a detection with {key} {row[key]}, which is not in the annotations; pass annotations "
-                    "and detections of the same data set."
+                    "and detections of the same dataset."
                 )
 
 
@@ -173,7 +173,7 @@ def _are_finite(numbers: object) -> bool:
 
 
 def evaluate_detections(dataset_name: str, path: str | Path) -> dict:
-    """Evaluate detections from a file on a registered data set.
+    """Evaluate detections from a file on a registered dataset.
 
     Args:
         path: a file in COCO's result format.
@@ -208,10 +208,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
 
 
 def evaluate(cfg: CfgNode, model: nn.Module, dataset_name: str, loader, iteration: int | None = None) -> dict:
-    """Evaluate a model on a data set. The main process writes the record and logs the table of AP.
+    """Evaluate a model on a dataset. The main process writes the record and logs the table of AP.
 
     Args:
-        loader: batches of the data set, as the model takes them.
+        loader: batches of the dataset, as the model takes them.
         iteration: number of iterations trained so far, for the record; None if the model was not
             trained by this run.
 

@@ -62,7 +62,7 @@ class FastCOCOeval(COCOevalMaxDets):
 
     def _check_detections(self) -> None:
         if unknown := {row["image_id"] for row in self._rows} - self.cocoGt.imgs.keys():
-            raise ValueError(f"there are detections on image {min(unknown)!r}, which is not in the data set")
+            raise ValueError(f"there are detections on image {min(unknown)!r}, which is not in the dataset")
         if self._key == "bbox" and not np.isfinite([row["bbox"] for row in self._rows]).all():
             raise ValueError("some boxes are not finite")
 

@@ -23,7 +23,7 @@ def claim_hotcoco() -> bool:
 
 
 class HotcocoData:
-    """Ground truth of a data set with the ids that hotcoco accepts, which are integers.
+    """Ground truth of a dataset with the ids that hotcoco accepts, which are integers.
 
     Images and categories are numbered from 0 in the order of their ids, because the COCO API ranks
     detections of equal score by image id. Annotations are numbered from 1 in the given order,

@@ -1,4 +1,4 @@
-"""Read the OUTPUT_DIR of a run: its config, data sets, result records and metrics."""
+"""Read the OUTPUT_DIR of a run: its config, datasets, result records and metrics."""
 
 import json
 import os
@@ -15,15 +15,15 @@ from .records import read_record
 
 
 def remember_datasets(folder: str | Path, names: tuple[str, ...]) -> None:
-    """Write the paths and classes of registered data sets to ``FOLDER/data/datasets.json``.
+    """Write the paths and classes of registered datasets to ``FOLDER/data/datasets.json``.
 
     Paths inside ``folder`` are written relative to it, so that the folder can be moved. Entries of
-    other data sets that an earlier run wrote are kept. Data sets that are not in COCO's format are
+    other datasets that an earlier run wrote are kept. Datasets that are not in COCO's format are
     left out.
 
     Args:
         folder: the OUTPUT_DIR of the run.
-        names: registered names of the data sets.
+        names: registered names of the datasets.
     """
     path = _datasets_file(folder)
     try:
@@ -54,10 +54,10 @@ def _portable(path: str, root: Path) -> str:
 
 
 def read_datasets(folder: str | Path) -> dict[str, dict]:
-    """Read the data sets of a run, as :func:`remember_datasets` wrote them.
+    """Read the datasets of a run, as :func:`remember_datasets` wrote them.
 
     Returns:
-        a dict for each data set name; empty if the run has no such file. Each has the keys
+        a dict for each dataset name; empty if the run has no such file. Each has the keys
 
         - "json": absolute path of the annotations.
         - "images": absolute path of the image folder, or "".
@@ -80,7 +80,7 @@ def _read_entries(folder: str | Path) -> dict[str, dict]:
         return {}
     entries = _read_json(path)
     if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
-        raise GNDetError(f"{path} is not a list of the run's data sets; delete it, and train or evaluate again.")
+        raise GNDetError(f"{path} is not a list of the run's datasets; delete it, and train or evaluate again.")
     return entries
 
 
@@ -101,7 +101,7 @@ def _read_json(path: Path):
 
 
 def register_datasets(folder: str | Path) -> list[str]:
-    """Register the data sets of a finished run with detectron2 again.
+    """Register the datasets of a finished run with detectron2 again.
 
     A registered name is kept if it has the same annotation file, or if the run's annotation file no
     longer exists.
@@ -110,7 +110,7 @@ def register_datasets(folder: str | Path) -> list[str]:
         folder: the OUTPUT_DIR of the run, in which :func:`remember_datasets` wrote their paths.
 
     Returns:
-        the names of all data sets of the run. The annotation files are read on first use, and may
+        the names of all datasets of the run. The annotation files are read on first use, and may
         no longer exist.
 
     Raises:

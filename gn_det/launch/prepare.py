@@ -1,4 +1,4 @@
-"""Turn parsed arguments into a checked config, and register its data sets."""
+"""Turn parsed arguments into a checked config, and register its datasets."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ from .arguments import config_from_args
 
 
 def prepare(args: argparse.Namespace, needs_weights: bool = True) -> CfgNode:
-    """Return the checked config of a run, and register its data sets.
+    """Return the checked config of a run, and register its datasets.
 
     Creates ``OUTPUT_DIR``. The only files written to it are cleaned copies of your own annotation files.
 
@@ -50,7 +50,7 @@ def prepare(args: argparse.Namespace, needs_weights: bool = True) -> CfgNode:
     if args.eval_only and needs_weights and not cfg.MODEL.WEIGHTS and not has_checkpoint:
         raise GNDetError("--eval-only needs weights: set MODEL.WEIGHTS, or pass --resume with the OUTPUT_DIR of a run.")
     if args.eval_only and not cfg.DATASETS.TEST:
-        raise GNDetError("--eval-only needs a data set: pass --val-json and --val-images, or set DATASETS.TEST.")
+        raise GNDetError("--eval-only needs a dataset: pass --val-json and --val-images, or set DATASETS.TEST.")
     if needs_weights and cfg.MODEL.WEIGHTS and not has_checkpoint:
         check_name(cfg.MODEL.WEIGHTS)
     return cfg
@@ -99,7 +99,7 @@ def _check_dataset_files(name: str) -> None:
         path = metadata.get(kind)
         if path and not os.path.exists(path):
             raise GNDetError(
-                f"The data set {name} is missing: {path} does not exist; set DETECTRON2_DATASETS to the folder of the data "
+                f"The dataset {name} is missing: {path} does not exist; set DETECTRON2_DATASETS to the folder of the data "
                 "sets, or pass your own data with --train-json and --val-json."
             )
 
@@ -112,7 +112,7 @@ def _use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
         if bool(json_file) != bool(images):
             raise GNDetError(f"--{role}-json and --{role}-images go together: pass both.")
         if json_file:
-            name = f"own_{Path(json_file).resolve().parent.name}_{role}"  # no data set of detectron2 has this prefix
+            name = f"own_{Path(json_file).resolve().parent.name}_{role}"  # no dataset of detectron2 has this prefix
             clean = Path(cfg.OUTPUT_DIR) / "data" / f"{name}.json"
             registered[role] = register_coco_json(name, json_file, images, clean) | {"json": json_file}
             cfg.DATASETS[split] = (name,)

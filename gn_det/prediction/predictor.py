@@ -66,7 +66,7 @@ class Predictor:
         cfg: the config in use.
         model: the model in use, in evaluation mode.
         classes: the class names, in the order of ``pred_classes``.
-        category_ids: for each class, its category id in the data set that the model was trained on;
+        category_ids: for each class, its category id in the dataset that the model was trained on;
             0, 1, ... if these ids are unknown.
 
     Raises:

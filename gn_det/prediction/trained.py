@@ -35,7 +35,7 @@ def find_trained(
 
     Returns:
         the config, not frozen, with ``MODEL.WEIGHTS`` and ``NUM_CLASSES`` set; the class names, in the
-        order of the model's classes; and their category ids in the data set that the model was
+        order of the model's classes; and their category ids in the dataset that the model was
         trained on, or 0, 1, ... if these are unknown.
 
     Raises:
@@ -113,7 +113,7 @@ def _checkpoint_in(folder: str, weights: str | os.PathLike | None = None) -> str
 
 
 def _classes(cfg: CfgNode, notes: dict) -> tuple[list[str], list[int]]:
-    """Return class names and category ids from the checkpoint, or else from the config's data sets.
+    """Return class names and category ids from the checkpoint, or else from the config's datasets.
 
     Unknown names become "0", "1", ..., and unknown ids become 0, 1, ...
     """
@@ -144,7 +144,7 @@ def load_trained(cfg: CfgNode) -> nn.Module:
     Raises:
         GNDetError: the config is invalid, or the weights cannot be read or do not fit the model.
     """
-    cfg.DATASETS.TEST = ()  # the data sets of the training may be unavailable here
+    cfg.DATASETS.TEST = ()  # the datasets of the training may be unavailable here
     check_config(cfg, has_checkpoint=True, eval_only=True)
     if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
         raise GNDetError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; the predictor supports only BGR and RGB.")

@@ -92,7 +92,7 @@ class Outcome:
 
 @dataclass
 class Analysis:
-    """The analysis of the detections on one data set.
+    """The analysis of the detections on one dataset.
 
     Attributes:
         classes: (K) names.
@@ -119,7 +119,7 @@ def analyze_detections(
         where: the file of the detections, for error messages.
 
     Raises:
-        GNDetError: a detection is of another data set, or has no valid box or mask.
+        GNDetError: a detection is of another dataset, or has no valid box or mask.
     """
     if not claim_hotcoco():
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as new_process:
@@ -136,7 +136,7 @@ def analyze_detections(
     except (ValueError, TypeError, KeyError) as error:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise GNDetError(
-            f"{where} cannot be evaluated with the annotations of the data set ({problem}); check both files."
+            f"{where} cannot be evaluated with the annotations of the dataset ({problem}); check both files."
         ) from None
     return Analysis(data.names, scores, outcome)
 
@@ -150,7 +150,7 @@ def _has(rows: Sequence[dict], kind: str) -> bool:
 
 
 class _Data:
-    """Annotations and detections of a data set.
+    """Annotations and detections of a dataset.
 
     Attributes:
         names: (K) names of the classes.

@@ -30,7 +30,7 @@ def write_report(
         folder: the OUTPUT_DIR of the run.
         out: path of the page. By default ``report.html`` in ``folder``, or ``report-DATASET.html``
             if ``dataset`` is given.
-        dataset: name of a data set on which the run was evaluated; by default the first.
+        dataset: name of a dataset on which the run was evaluated; by default the first.
         min_score: from 0 to 1; detections with a lower score are neither counted nor drawn. AP uses
             all detections.
 
@@ -98,7 +98,7 @@ def _results(source: Source, analysis: Analysis | None) -> list[tuple[str, list[
 
 
 def _is_on_coco(source: Source) -> bool:
-    """Return whether the data set is COCO val2017, on which the published results were measured."""
+    """Return whether the dataset is COCO val2017, on which the published results were measured."""
     return (source.dataset or "").startswith("coco_2017_val")
 
 

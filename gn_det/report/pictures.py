@@ -28,7 +28,7 @@ _COLORS = [to_rgb(code) for code in PALETTE]
 
 
 class Album:
-    """Draws the pictures of one data set.
+    """Draws the pictures of one dataset.
 
     Args:
         truth: what :func:`gn_det.data.coco.read_annotations` returns.

@@ -17,19 +17,19 @@ _MAX_BYTES = 100e6  # a larger annotation file is not read only to count its ima
 
 @dataclass
 class Source:
-    """A run and its evaluation on one data set. An attribute is None if its file is missing.
+    """A run and its evaluation on one dataset. An attribute is None if its file is missing.
 
     Attributes:
         folder: the OUTPUT_DIR.
         cfg: the config.
         metrics: of the training, see :func:`gn_det.evaluation.run_folder.read_metrics`.
-        dataset: name of the data set; None if the run was not evaluated.
-        record: the latest result record on the data set.
+        dataset: name of the dataset; None if the run was not evaluated.
+        record: the latest result record on the dataset.
         truth: the annotations, see :func:`gn_det.data.coco.read_annotations`.
         detections: in COCO's result format.
         detections_file: from which they were read.
         image_root: folder of the images.
-        others: names of the other data sets on which the run was evaluated.
+        others: names of the other datasets on which the run was evaluated.
         missing: sentences that tell what the report does not show, and why.
     """
 
@@ -51,7 +51,7 @@ def read_source(folder: str | Path, dataset: str | None = None) -> Source:
 
     Args:
         folder: the OUTPUT_DIR of the run.
-        dataset: the data set to report on; by default the first of ``DATASETS.TEST`` on which the
+        dataset: the dataset to report on; by default the first of ``DATASETS.TEST`` on which the
             run was evaluated.
 
     Raises:
@@ -65,7 +65,7 @@ def read_source(folder: str | Path, dataset: str | None = None) -> Source:
     detections = {path.parent.name: path for path in (folder / "inference").glob("*/coco_instances_results.json")}
     names = sorted(records.keys() | detections.keys())
     if dataset is not None and dataset not in names:
-        hint = f"use one of {', '.join(names)}" if names else "it was not evaluated on any data set"
+        hint = f"use one of {', '.join(names)}" if names else "it was not evaluated on any dataset"
         raise GNDetError(f"The run in {folder} was not evaluated on {dataset}; {hint}.")
     first = [name for name in source.cfg.DATASETS.TEST if name in names]
     source.dataset = dataset or next(iter(first + names), None)
@@ -103,13 +103,13 @@ def _read_data(source: Source) -> None:
 
 
 def describe_dataset(name: str, truth: dict | None = None) -> str:
-    """Return the name and size of a data set as ``shapes_val: 60 images, 291 objects``.
+    """Return the name and size of a dataset as ``shapes_val: 60 images, 291 objects``.
 
     Only the name is returned if the annotations are not given and were not found, or are too large
     to be read for this.
 
     Args:
-        name: registered name of the data set.
+        name: registered name of the dataset.
         truth: the annotations, if they were read already.
     """
     path = MetadataCatalog.get(name).get("json_file") if name in DatasetCatalog else None

@@ -36,7 +36,7 @@ def metric_at_this_iteration(trainer: TrainerBase, metric: str) -> float | None:
     if iteration != trainer.storage.iter:
         return None
     if math.isnan(value):
-        message = f"{metric} is NaN, because the data set has no objects for it: choose another TRAIN.METRIC."
+        message = f"{metric} is NaN, because the dataset has no objects for it: choose another TRAIN.METRIC."
         log_first_n(logging.WARNING, message, name=__name__, key="message")
         return None
     return round(value, 4)  # as in result records, from which a resumed run reads earlier values
@@ -181,8 +181,8 @@ def evaluations_without_improvement(values: Sequence[float], min_delta: float) -
 def show_predictions(cfg: CfgNode) -> None:
     """Add images of predictions beside the ground truth to the event storage, for TensorBoard.
 
-    ``TRAIN.PICTURES`` images are drawn, from the first data set of ``DATASETS.TEST``. Does nothing
-    without detections of that data set in ``OUTPUT_DIR``, or if OpenCV is not installed.
+    ``TRAIN.PICTURES`` images are drawn, from the first dataset of ``DATASETS.TEST``. Does nothing
+    without detections of that dataset in ``OUTPUT_DIR``, or if OpenCV is not installed.
     """
     if not cfg.TRAIN.PICTURES or not cfg.DATASETS.TEST or importlib.util.find_spec("cv2") is None:
         return

@@ -22,7 +22,7 @@ _SHOWN = 4
 
 @dataclasses.dataclass
 class Counts:
-    """Numbers of images and objects of a data set. Crowds are not counted.
+    """Numbers of images and objects of a dataset. Crowds are not counted.
 
     Attributes:
         images: number of images.
@@ -38,7 +38,7 @@ class Counts:
 
 
 def count_objects(records: Iterable[dict]) -> Counts:
-    """Count images and objects in a data set in detectron2's format (one dict per image)."""
+    """Count images and objects in a dataset in detectron2's format (one dict per image)."""
     counts = Counts(0, 0, Counter(), Counter())
     for record in records:
         classes = [a["category_id"] for a in record.get("annotations", []) if not a.get("iscrowd")]

@@ -166,7 +166,7 @@ class Trainer(DefaultTrainer):
 
         ``counts`` are the :class:`gn_det.training.overview.Counts` of the training set, including the
         images without objects, which the loader leaves out. It is None in processes other than the
-        main process, and not set for keypoint models and iterable data sets.
+        main process, and not set for keypoint models and iterable datasets.
 
         Raises:
             GNDetError: if no training image has an object.
@@ -192,20 +192,20 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
-        """Evaluate a model on each data set of ``DATASETS.TEST``, write records and log tables.
+        """Evaluate a model on each dataset of ``DATASETS.TEST``, write records and log tables.
 
         Args:
-            cfg: config with the data sets.
+            cfg: config with the datasets.
             model: model in training or evaluation mode.
             evaluators: if given, detectron2's method runs these evaluators instead.
 
         Returns:
-            A dict with these keys; for several data sets, a dict from their names to such dicts:
+            A dict with these keys; for several datasets, a dict from their names to such dicts:
 
             - "bbox": dict from the name of a metric of boxes ("AP", "AP50", ...) to its value in percent.
             - "segm": same for masks, if the model has them.
 
-            In processes other than the main process, the dict for a data set is empty.
+            In processes other than the main process, the dict for a dataset is empty.
         """
         if evaluators is not None:
             return super().test(cfg, model, evaluators)

@@ -1,4 +1,4 @@
-"""check_config: each refusal of a model, solver or data set. See test_training_options.py for the section TRAIN."""
+"""check_config: each refusal of a model, solver or dataset. See test_training_options.py for the section TRAIN."""
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -213,7 +213,7 @@ def test_refuses_no_training_data():
 @pytest.mark.parametrize("split", ["TRAIN", "TEST"])
 def test_refuses_an_unknown_data_set(split):
     sentence = sentence_for(GN_FPN, f"DATASETS.{split}", ("coco_2017_trian",))
-    assert sentence.startswith("There is no data set 'coco_2017_trian' (did you mean 'coco_2017_train'?)")
+    assert sentence.startswith("There is no dataset 'coco_2017_trian' (did you mean 'coco_2017_train'?)")
     assert "--train-json" in sentence
 
 
@@ -230,7 +230,7 @@ def three_classes():
 @pytest.mark.parametrize("split", ["TRAIN", "TEST"])
 def test_refuses_another_number_of_classes(split, three_classes):
     sentence = sentence_for(GN_FPN, f"DATASETS.{split}", (three_classes,))
-    expected = f"NUM_CLASSES is 80, but the data set {three_classes} has 3 classes: set it to 3."
+    expected = f"NUM_CLASSES is 80, but the dataset {three_classes} has 3 classes: set it to 3."
     assert sentence == f"MODEL.ROI_HEADS.{expected}"
     datasets = ["DATASETS.TRAIN", (three_classes,), "DATASETS.TEST", (three_classes,)]
     check_config(load_config(GN_FPN, [*datasets, "MODEL.ROI_HEADS.NUM_CLASSES", 3]))

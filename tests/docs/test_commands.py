@@ -167,7 +167,7 @@ def prepare_outputs(words: Sequence[str], trained: Path) -> None:
     )
     if trains and "OUTPUT_DIR" not in words:
         words = [*words, "OUTPUT_DIR", "output"]
-    for before, word in zip(words, words[1:], strict=False):
+    for before, word in zip(["", *words], words, strict=False):
         if before in ("--out", "--json"):
             shutil.rmtree(trained.parent / word, ignore_errors=True)
             (trained.parent / word).unlink(missing_ok=True)

@@ -70,9 +70,9 @@ def quoted(section: str) -> list[str]:
 
 def test_sentences_are_those_that_are_said():
     """Each piece of a sentence, between what differs, stands in a string of the program."""
-    ours, _ = PAGES["troubleshooting"].split("## From detectron2 and PyTorch")
+    own, _ = PAGES["troubleshooting"].split("## From detectron2 and PyTorch")
     texts = [text for path in (REPO / "gn_det").rglob("*.py") for text in strings(path)]
-    sentences = [*quoted(ours), "... has no objects to train on."]
+    sentences = [*quoted(own), "... has no objects to train on."]
     assert len(sentences) > 25
     for sentence in sentences:
         for value in ("NUM_GROUPS", "float", "int 1"):  # written out, so that they are found
@@ -82,7 +82,7 @@ def test_sentences_are_those_that_are_said():
 
 
 def test_sentences_of_others_are_those_that_they_say():
-    _, theirs = PAGES["troubleshooting"].split("## From detectron2 and PyTorch")
+    _, upstream = PAGES["troubleshooting"].split("## From detectron2 and PyTorch")
     modules = (
         detectron2.data.build,
         detectron2.engine.train_loop,
@@ -92,7 +92,9 @@ def test_sentences_of_others_are_those_that_they_say():
         torch.nn.functional,
     )
     source = "\n".join(text for module in modules for text in strings(Path(module.__file__)))
-    sentences = [sentence for sentence in quoted(theirs) if not sentence.startswith(("ModuleNotFound", "torch.OutOf"))]
+    sentences = [
+        sentence for sentence in quoted(upstream) if not sentence.startswith(("ModuleNotFound", "torch.OutOf"))
+    ]
     assert len(sentences) == 6
     for sentence in sentences:
         pieces = re.sub(r"^\w+Error: ", "", sentence).split("...")

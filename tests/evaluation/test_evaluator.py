@@ -18,7 +18,7 @@ SMALL = [150, 150, 20, 20]
 
 
 def register_truth(folder: Path, annotations: list[dict]) -> str:
-    """Register two 200 x 200 images with these annotations and two classes, and return the data set's name."""
+    """Register two 200 x 200 images with these annotations and two classes, and return the dataset's name."""
     images = [{"id": n, "file_name": f"{n}.png", "height": 200, "width": 200} for n in (0, 1)]
     categories = [{"id": 3, "name": "fig"}, {"id": 5, "name": "pear"}]
     path = folder / "truth.json"

@@ -1,4 +1,4 @@
-"""Published AP is compared with recomputed AP, on a synthetic data set of four images."""
+"""Published AP is compared with recomputed AP, on a synthetic dataset of four images."""
 
 import json
 from pathlib import Path

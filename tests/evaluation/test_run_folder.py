@@ -35,7 +35,7 @@ def forget(name: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path):
-    """An OUTPUT_DIR whose data set is not registered in this process."""
+    """An OUTPUT_DIR whose dataset is not registered in this process."""
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (48, 32)).save(images / "a.png")
@@ -83,7 +83,7 @@ def test_name_is_registered_for_the_folder_that_is_read_last(folder, tmp_path):
     register_datasets(other)
     assert MetadataCatalog.get(NAME).json_file == str(other / "data" / f"{NAME}.json")
     (folder / "data" / f"{NAME}.json").unlink()
-    register_datasets(folder)  # its file no longer exists: the registered data set is kept
+    register_datasets(folder)  # its file no longer exists: the registered dataset is kept
     assert MetadataCatalog.get(NAME).json_file == str(other / "data" / f"{NAME}.json")
 
 

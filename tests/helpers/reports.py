@@ -66,7 +66,7 @@ def _rle(polygons: list) -> dict:
 
 
 def unregister(name: str) -> None:
-    """Remove a data set from detectron2's catalogs."""
+    """Remove a dataset from detectron2's catalogs."""
     for catalog in (DatasetCatalog, MetadataCatalog):
         if name in catalog:
             catalog.remove(name)

@@ -113,7 +113,7 @@ MISTAKES = {
         ["--num-gpus", "4", "TRAIN.ACCUMULATE", "2"],
         "does not divide the 1 images per process",
     ),
-    "unknown data set": (["DATASETS.TRAIN", "('shape_train',)"], "did you mean 'shapes_train'"),
+    "unknown dataset": (["DATASETS.TRAIN", "('shape_train',)"], "did you mean 'shapes_train'"),
     "missing COCO": (
         ["DATASETS.TRAIN", "('coco_2017_train',)", "MODEL.ROI_HEADS.NUM_CLASSES", "80", "DATASETS.TEST", "()"],
         "set DETECTRON2_DATASETS",

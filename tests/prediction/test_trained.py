@@ -249,7 +249,7 @@ def test_classes_of_the_checkpoint_set_num_classes(run):
 @pytest.mark.parametrize(
     ("classes", "datasets", "number", "expected"),
     [
-        ({"names": ["a", "b"]}, "()", 5, (["a", "b"], [0, 1])),  # old checkpoint without ids, unknown data set
+        ({"names": ["a", "b"]}, "()", 5, (["a", "b"], [0, 1])),  # old checkpoint without ids, unknown dataset
         ({"names": ["a", "b"], "ids": [4]}, "()", 5, (["a", "b"], [0, 1])),
         (
             {"names": ["circle", "square", "triangle"]},
@@ -258,7 +258,7 @@ def test_classes_of_the_checkpoint_set_num_classes(run):
             (["circle", "square", "triangle"], [1, 2, 3]),
         ),
         (None, "('shapes_val',)", 3, (["circle", "square", "triangle"], [1, 2, 3])),
-        (None, "('shapes_val',)", 2, (["0", "1"], [0, 1])),  # another number of classes than the data set
+        (None, "('shapes_val',)", 2, (["0", "1"], [0, 1])),  # another number of classes than the dataset
         (None, "('own_unknown',)", 2, (["0", "1"], [0, 1])),
     ],
 )

@@ -12,7 +12,7 @@ from helpers.reports import NAME, SIDE, jittered, make_run, unregister
 
 @pytest.fixture(autouse=True)
 def unregistered():
-    """No test registers the data set for the next one."""
+    """No test registers the dataset for the next one."""
     yield
     unregister(NAME)
 

@@ -81,7 +81,7 @@ def test_no_objects(data, tmp_path):
     rows = jittered(truth)
     folder = make_run(tmp_path / "out", data, rows, truth=truth | {"annotations": []})
     text = visible(write_report(folder).read_text())
-    assert "The data set has no objects." in text and "box AP – – –" in text and "objects found 0 of 0" in text
+    assert "The dataset has no objects." in text and "box AP – – –" in text and "objects found 0 of 0" in text
 
 
 def test_model_without_masks_has_no_mask_ap(data, tmp_path):
@@ -149,7 +149,7 @@ MISTAKES = {
     "not a folder": (lambda f: shutil.rmtree(f), {}, "does not exist; pass the OUTPUT_DIR"),
     "no run": (lambda f: (f / "config.yaml").unlink(), {}, "has no config.yaml"),
     "damaged config": (lambda f: (f / "config.yaml").write_text("a: ["), {}, "is not a plain YAML config"),
-    "other data set": (lambda f: None, {"dataset": "x"}, f"was not evaluated on x; use one of {NAME}"),
+    "other dataset": (lambda f: None, {"dataset": "x"}, f"was not evaluated on x; use one of {NAME}"),
     "damaged detections": (lambda f: detections_file(f).write_text("["), {}, "cannot be read"),
     "other format": (lambda f: detections_file(f).write_text("[1]"), {}, "not in COCO's result format"),
     "other images": (
@@ -165,7 +165,7 @@ MISTAKES = {
     "incomplete annotations": (
         lambda f: (f / "data" / f"{NAME}.json").write_text('{"images": [{}], "annotations": [], "categories": []}'),
         {},
-        "cannot be evaluated with the annotations of the data set (KeyError: 'id')",
+        "cannot be evaluated with the annotations of the dataset (KeyError: 'id')",
     ),
     "damaged annotations": (lambda f: (f / "data" / f"{NAME}.json").write_text("{"), {}, "cannot be read as JSON"),
     "damaged list": (lambda f: (f / "data" / "datasets.json").write_text("{"), {}, "cannot be read as JSON"),

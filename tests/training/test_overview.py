@@ -15,7 +15,7 @@ from gn_det.training.overview import count_objects, describe_norms, format_overv
 
 
 def records(*images: list[int]) -> list[dict]:
-    """Return a data set with the given classes of the objects of each image; -1 is a crowd."""
+    """Return a dataset with the given classes of the objects of each image; -1 is a crowd."""
     return [{"annotations": [{"category_id": c, "iscrowd": int(c < 0)} for c in classes]} for classes in images]
 
 
