@@ -1,6 +1,7 @@
 """Names of the evaluation metrics in detectron2 (``bbox/AP``) and in result records (``box``, ``AP``)."""
 
 import math
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -24,7 +25,7 @@ def storage_key(cfg: CfgNode) -> str:
     return f"{cfg.DATASETS.TEST[0]}/{cfg.TRAIN.METRIC}" if several else cfg.TRAIN.METRIC
 
 
-def metric_in_record(record: dict, metric: str) -> float:
+def metric_in_record(record: dict[str, Any], metric: str) -> float:
     """Return the value of a metric such as ``bbox/AP`` in a result record; NaN if the record lacks it."""
     kind, name = metric.split("/", 1)
     value = (record.get(_RECORD_KEYS[kind]) or {}).get(name)

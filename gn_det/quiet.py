@@ -1,4 +1,4 @@
-"""Silence warnings about detectron2's code, which a user cannot act on."""
+"""Silence PyTorch's warnings about detectron2's code, because a user cannot act on them."""
 
 import contextlib
 import logging

@@ -22,9 +22,14 @@ def test_replacing_writes_the_file_and_no_other(tmp_path):
 def test_replacing_keeps_the_old_file_after_an_error(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(GNDetError if isinstance(error, OSError) else error), replacing(path) as part:
-        part.write_text("half")
-        raise error
+
+    def write():
+        with replacing(path) as part:
+            part.write_text("half")
+            raise error
+
+    with pytest.raises(GNDetError if isinstance(error, OSError) else error):
+        write()
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and path.read_text() == "old"
 
 

@@ -25,7 +25,7 @@ _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 
 
 class FusedConv2d(Conv2d):
-    """detectron2's convolution with a norm that adds a residual before its activation."""
+    """detectron2's Conv2d with a fused norm, which can add a residual before its ReLU."""
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Return (N, C', H', W') for x (N, C, H, W) and a residual of the shape of the output."""

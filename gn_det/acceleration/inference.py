@@ -1,4 +1,4 @@
-"""In-place speed-ups of a built model.
+"""Apply the config keys that make a built model faster, in place.
 
 Module types, dtypes and state-dict keys are unchanged; outputs agree to rounding.
 """

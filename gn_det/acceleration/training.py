@@ -42,10 +42,10 @@ def apply_training_options(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Let each block of a ResNet, including the stem, keep only its input for the backward pass.
+    """Turn on activation checkpointing in the stem and in each block of a ResNet.
 
-    The backward pass computes the other activations of the block again. Frozen blocks keep no
-    activations anyway, and still run once.
+    Only the input of a block is kept. The backward pass computes its other activations again.
+    Frozen blocks keep no activations anyway, and still run once.
     """
     for block in model.modules():
         if isinstance(block, CNNBlockBase):
@@ -53,7 +53,7 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def to_channels_last(model: nn.Module) -> None:
-    """Convert parameters and images to channels_last memory format, which convolutions then keep."""
+    """Convert the parameters and each batch of images to channels_last memory format."""
     model.to(memory_format=torch.channels_last)
     model.get_submodule("backbone").register_forward_pre_hook(_images_to_channels_last)
 
@@ -79,7 +79,7 @@ def _forward_in_float32(forward: Callable[[Tensor, Tensor], Tensor], features: T
 
 
 def compile_backbone(model: nn.Module) -> None:
-    """Compile the backbone, for images of any size, when it is first called.
+    """Compile the backbone at its first call, with dynamic shapes for images of any size.
 
     Raises:
         GNDetError: ``torch.compile`` does not work on this machine.

@@ -57,6 +57,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
+        """The name by which ``--sides`` and the records call the candidate."""
         return candidate_name(self.norm, self.implementation)
 
     def precision(self) -> contextlib.AbstractContextManager:

@@ -21,7 +21,7 @@ class _ImageDifference(NamedTuple):
 
 
 def differences(stock: Sequence[Instances], other: Sequence[Instances]) -> dict:
-    """Match each stock detection with the other model's nearest one of its class, and compare them.
+    """Match each stock detection with the other model's nearest of the same class, and compare both.
 
     Args:
         stock: detections of the stock model, one ``Instances`` per image.

@@ -1,4 +1,4 @@
-"""Time whole models in inference, and inference by part; define what all benchmark stages share."""
+"""Time inference of whole models and by part, and define the settings of all benchmark stages."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -31,6 +31,7 @@ class Setup:
 
     @property
     def device(self) -> str:
+        """``MODEL.DEVICE`` of the config."""
         return self.cfg.MODEL.DEVICE
 
     @property
@@ -46,6 +47,7 @@ class Setup:
         return build_candidates(self.cfg, images, training, self.candidates), images
 
     def as_record(self) -> dict:
+        """Return the settings that the record of each stage contains."""
         return {"size": list(self.size), "batch": self.batch, "repeats": self.repeats}
 
 
@@ -163,7 +165,7 @@ def _run_and_count_rois(model: Any, run: Callable[[], list]) -> tuple[list, int]
 
 
 def comparisons(candidates: Sequence[Candidate], times: dict[str, list[float]]) -> dict:
-    """Compare gn_det with stock, and GN with the other norms, in the times of all rounds.
+    """Compare the times of gn_det with those of stock, and of GN with those of the other norms.
 
     Args:
         times: {name of a candidate: seconds of each round}.

@@ -93,7 +93,7 @@ def stopwatch(device: str, min_seconds: float = 0.0) -> Callable[[Callable[[], o
 
 
 def self_timed(run: Callable[[], object]) -> dict[str, float]:
-    """Return the result of a call that measures the seconds of each of its phases itself."""
+    """Run a call that returns its own {phase: seconds}, and return that result."""
     return cast(dict[str, float], run())
 
 

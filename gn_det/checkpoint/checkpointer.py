@@ -1,4 +1,4 @@
-"""Load weights of any origin by detectron2's checkpointer, and refuse those that do not fit the model."""
+"""Load weights of any origin with detectron2's checkpointer, and refuse weights that do not fit."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.files import parse_config
 from ..errors import GNDetError
@@ -34,10 +34,11 @@ class ClassNames:
         """
         self.names, self.ids = list(names), list(ids)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
+        """Return {"names": class names, "ids": category ids}."""
         return {"names": self.names, "ids": self.ids}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Check that the checkpoint has the same class names.
 
         Raises:
@@ -45,20 +46,22 @@ class ClassNames:
         """
         if self.names and state["names"] != self.names:
             raise GNDetError(
-                f"The checkpoint was trained for the classes {state['names']}, but the dataset has {self.names}."
+                f"The checkpoint was trained for the classes {state['names']}, but the dataset has {self.names}; use a "
+                "dataset with the same classes in the same order."
             )
 
 
 class ConfigText:
-    """The config, as an object that detectron2's checkpointer saves. The file alone then defines the model."""
+    """Let detectron2's checkpointer save the config, so that a checkpoint alone defines its model."""
 
     def __init__(self, cfg: CfgNode):
         self.text = cfg.dump()
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
+        """Return {"yaml": the config as YAML}."""
         return {"yaml": self.text}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing: a resumed run keeps its own config."""
 
 
@@ -72,7 +75,7 @@ class Checkpointer(DetectionCheckpointer):
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, cfg: CfgNode | None = None, trains: bool = True, **kwargs
+        self, model: nn.Module, save_dir: str = "", *, cfg: CfgNode | None = None, trains: bool = True, **kwargs: Any
     ):
         """
         Args:
@@ -88,7 +91,8 @@ class Checkpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Same as detectron2's method; in addition, a resumed run must load every tensor of the model."""
         self._complete |= resume and self.has_checkpoint()
-        return super().resume_or_load(path, resume=resume)
+        loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
+        return loaded
 
     def get_checkpoint_file(self) -> str:
         """Return the path of the checkpoint that ``last_checkpoint`` names; "" if there is no such file.
@@ -96,15 +100,15 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             GNDetError: the checkpoint does not exist or is in another folder.
         """
-        file = super().get_checkpoint_file()
+        file: str = super().get_checkpoint_file()
         if file and (Path(file).parent != Path(self.save_dir) or not os.path.isfile(file)):
             raise GNDetError(
-                f"{Path(self.save_dir, 'last_checkpoint')} does not name a file in its folder: write the name of the "
-                "checkpoint to resume from into it."
+                f"{Path(self.save_dir, 'last_checkpoint')} does not name a file in its folder: write into it the "
+                "name of the checkpoint to resume from."
             )
         return file
 
-    def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Same as detectron2's method; in addition, weights that do not fit are refused.
 
         The model is unchanged after an error.
@@ -115,7 +119,8 @@ class Checkpointer(DetectionCheckpointer):
         """
         self._weights_name = path
         try:
-            return super().load(str(find_weights(path)) if path else path, *args, **kwargs)
+            loaded: dict[str, Any] = super().load(str(find_weights(path)) if path else path, *args, **kwargs)
+            return loaded
         except (OSError, AssertionError, RuntimeError) as error:
             raise read_error(path, error) from error
         finally:
@@ -125,7 +130,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         return read_file(filename)
 
-    def _load_model(self, checkpoint: dict[str, Any]):
+    def _load_model(self, checkpoint: dict[str, Any]) -> object:
         """Check the weights, and load all tensors that the model has with the same shape."""
         state = self.model.state_dict()
         weights, origin = checkpoint["model"], ""
@@ -145,10 +150,10 @@ class Checkpointer(DetectionCheckpointer):
         checkpoint["model"] = {n: v for n, v in weights.items() if n in state and v.shape == state[n].shape}
         return super()._load_model(checkpoint)
 
-    def _log_incompatible_keys(self, incompatible) -> None:
+    def _log_incompatible_keys(self, incompatible: object) -> None:
         """Do nothing: :meth:`_log_fit` reports missing and unexpected tensors."""
 
-    def _problem(self, fit: Fit, weights: dict, checkpoint: dict, origin: str) -> Problem | None:
+    def _problem(self, fit: Fit, weights: dict[str, Tensor], checkpoint: dict[str, Any], origin: str) -> Problem | None:
         accept = self._cfg.MODEL.GN.ACCEPT_WEIGHTS if self._cfg else ()
         problem = find_problem(fit, weights, self.model, accept, self._complete)
         if problem or not self._cfg or "recipe" in accept:
@@ -156,7 +161,7 @@ class Checkpointer(DetectionCheckpointer):
         clause = contradiction(self._recipe(checkpoint, origin), self._cfg)
         return Problem("recipe", clause) if clause else None
 
-    def _recipe(self, checkpoint: dict, origin: str) -> dict:
+    def _recipe(self, checkpoint: dict[str, Any], origin: str) -> dict[str, Any]:
         """Return what is known of the recipe of the weights.
 
         The sources are, in this order, the config and the recipe in the checkpoint, the model zoo,

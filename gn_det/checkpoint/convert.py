@@ -107,7 +107,9 @@ def place(weights: Mapping[str, Tensor], model_names: Iterable[str]) -> dict[str
     model_names = set(model_names)
     prefix = next((name.removesuffix(_STEM) for name in sorted(model_names) if name.endswith(_STEM)), None)
     if prefix is None:
-        raise GNDetError("The weights are those of a ResNet, but the model has none: it has no layer named stem.conv1.")
+        raise GNDetError(
+            "The weights are those of a ResNet, but the model has no ResNet (no layer named stem.conv1): use other weights."
+        )
     in_head = any_starts(model_names, "roi_heads.res5.")
     return {
         (("roi_heads." if in_head and name.startswith("res5.") else prefix) + name): weights[name] for name in weights

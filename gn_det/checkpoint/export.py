@@ -1,8 +1,9 @@
-"""Convert a weights file of any origin to a .pth of detectron2 or to safetensors, and report the changes."""
+"""Convert a weights file to a detectron2 ``.pth`` or a safetensors file, and report the changes."""
 
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -71,7 +72,7 @@ def _check(source: str | Path, converted: Converted) -> None:
             raise GNDetError(f"{source} has NaN or infinite values in {converted.sources[name]}; nothing was written.")
 
 
-def _write_detectron2(target: Path, converted: Converted, notes: dict) -> None:
+def _write_detectron2(target: Path, converted: Converted, notes: dict[str, Any]) -> None:
     # With matching_heuristics, detectron2's checkpointer finds the ResNet in the model.
     heuristics = {"matching_heuristics": True} if converted.backbone_only else {}
     # Through JSON, so that the new file contains only text and numbers, and no objects of the source.

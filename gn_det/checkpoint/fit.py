@@ -27,7 +27,7 @@ _DEPTHS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50", (3, 4, 23, 3): "101", (3, 8, 
 
 @dataclass(frozen=True)
 class Fit:
-    """The names of learned tensors in weights and in a model, sorted by how they compare.
+    """The names of learned tensors in weights and in a model, grouped by whether they match.
 
     Attributes:
         matched: in both, with the same shape.

@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from .safetensors_io import read_metadata, read_safetensors
 _WEIGHT_KEYS = ("model", "state_dict", "model_state", "blobs")
 _MAX_EXPANDED_ELEMENTS = 2**28  # of a tensor whose shape has more values than the file stores: 1 GB of float32
 
+_Item = TypeVar("_Item")
+
 
 class _HistoryBuffer:
     """Replaces mmengine's HistoryBuffer, a training log, when a file is read. The content is discarded."""
@@ -29,11 +32,13 @@ class _HistoryBuffer:
         pass
 
 
-_SAFE_GLOBALS: list = [(stand_in, name) for name, stand_in in STAND_INS.items()]
+_SAFE_GLOBALS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (stand_in, name) for name, stand_in in STAND_INS.items()
+]
 _SAFE_GLOBALS.append((_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"))
 
 
-def read_file(path: str | Path) -> dict:
+def read_file(path: str | Path) -> dict[str, Any]:
     """Read a file of weights: a pickle, a PyTorch file or a safetensors file, whatever its suffix.
 
     Returns:
@@ -57,7 +62,7 @@ def read_file(path: str | Path) -> dict:
     return {**rest, **({"skipped": skipped} if skipped else {}), "model": tensors}
 
 
-def read_notes(path: str) -> dict:
+def read_notes(path: str) -> dict[str, Any]:
     """Read the config and the class names that gn_det stores in its checkpoints. The weights are not read.
 
     Returns:
@@ -80,10 +85,10 @@ def read_notes(path: str) -> dict:
         return notes_in(_load_zip(path, mmap=True) if kind == "zip" else _READERS[kind](path))
 
 
-def notes_in(parts: object) -> dict:
+def notes_in(parts: object) -> dict[str, Any]:
     """Return the notes, as :func:`read_notes` does, from a file that :func:`read_file` has read."""
     config, classes = (_as_dict(_as_dict(parts).get(key)) for key in ("config", "classes"))
-    notes = {"names": _list_of(str, classes.get("names")), "ids": _list_of(int, classes.get("ids"))}
+    notes: dict[str, Any] = {"names": _list_of(str, classes.get("names")), "ids": _list_of(int, classes.get("ids"))}
     if isinstance(config.get("yaml"), str):
         notes["config"] = config["yaml"]
     return {key: value for key, value in notes.items() if value}
@@ -99,11 +104,11 @@ def read_error(path: str, error: Exception) -> GNDetError:
     return GNDetError(f"The weights {path} could not be read: {one_line(reason) or type(error).__name__}.")
 
 
-def _as_dict(value: object) -> dict:
+def _as_dict(value: object) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _list_of(kind: type, value: object) -> list:
+def _list_of(kind: type[_Item], value: object) -> list[_Item]:
     return value if isinstance(value, list) and all(isinstance(item, kind) for item in value) else []
 
 
@@ -171,7 +176,7 @@ def _check_zip(path: str) -> None:
         raise ValueError("its entries claim to be larger than the file")
 
 
-def _load_plain_pickle(path: str) -> dict:
+def _load_plain_pickle(path: str) -> dict[Any, Any]:
     """Load the weights of a pickle, with the text, numbers and None beside them.
 
     If the weights are the whole pickle and not one part of it, all of it is returned.
@@ -193,7 +198,7 @@ _READERS: dict[str, Callable[[str], object]] = {
 }
 
 
-def _find_weights(data: object) -> tuple[str, dict]:
+def _find_weights(data: object) -> tuple[str, dict[Any, Any]]:
     """Return the key of the weights in a file, "" if the whole file is the weights, and the weights.
 
     Raises:
@@ -209,7 +214,7 @@ def _find_weights(data: object) -> tuple[str, dict]:
     raise ValueError(f"it has no tensors at its top level or under the keys {known}, only {found}")
 
 
-def _is_array(value: object) -> bool:
+def _is_array(value: object) -> TypeGuard[torch.Tensor | np.ndarray]:
     return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
 
 

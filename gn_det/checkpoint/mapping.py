@@ -15,7 +15,7 @@ FOLDED = ""
 
 @dataclass(frozen=True)
 class Converted:
-    """Weights in detectron2's names, and what became of each name in the file.
+    """Weights under detectron2's names, and what became of each name in the file.
 
     Attributes:
         weights: {name: tensor}; for a detector the full name
@@ -76,7 +76,7 @@ def apply(key_map: KeyMap, weights: Mapping[str, Tensor], origin: str, backbone_
                 result.weights[name] = key_map.values(source, name, tensor)
             except (IndexError, RuntimeError):
                 raise GNDetError(
-                    f"{source} has the shape {list(tensor.shape)}, which is impossible for {name}."
+                    f"{source} has the shape {list(tensor.shape)}, which {name} cannot have: use another file."
                 ) from None
             result.sources[name] = source
     return result

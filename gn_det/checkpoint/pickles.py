@@ -27,7 +27,7 @@ class DType:
             raise pickle.UnpicklingError(f"it has an array of type {code!r} instead of numbers or text")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Take only the byte order from numpy's state.
 
         The rest could change the item size or turn values into pointers.
@@ -41,9 +41,10 @@ class Array(np.ndarray):
     """Replaces ``numpy.ndarray``. The pickle must contain exactly the bytes that the shape needs."""
 
     def __new__(cls, *_: object) -> "Array":
+        """Return an empty array, which ``__setstate__`` fills."""
         return super().__new__(cls, 0, np.uint8)
 
-    def __setstate__(self, state: tuple) -> None:  # type: ignore[override]
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
         _check_size(shape, dtype, data := _to_bytes(data))
         super().__setstate__((1, shape, dtype.dtype, bool(fortran), data))  # type: ignore[arg-type]
@@ -53,20 +54,24 @@ class Array(np.ndarray):
         return self.view(np.ndarray).__reduce_ex__(protocol)
 
 
-def _from_buffer(data: bytes, dtype: DType, shape: tuple, order: str, axis_order: tuple | None = None) -> np.ndarray:
+def _from_buffer(
+    data: bytes, dtype: DType, shape: tuple[int, ...], order: str, axis_order: tuple[int, ...] | None = None
+) -> np.ndarray:
     _check_size(shape, dtype, data)
     array = np.frombuffer(bytearray(data), dtype.dtype)
     if order == "K" and axis_order is not None:
         return array.reshape(shape).transpose(axis_order)
-    return array.reshape(shape, order=order)  # type: ignore[call-overload]
+    reshaped: np.ndarray = array.reshape(shape, order=order)  # type: ignore[call-overload]  # the pickle gives any text
+    return reshaped
 
 
 def _scalar(dtype: DType, data: bytes | str) -> np.generic:
     _check_size((), dtype, data := _to_bytes(data))
-    return np.frombuffer(data, dtype.dtype)[0]
+    scalar: np.generic = np.frombuffer(data, dtype.dtype)[0]
+    return scalar
 
 
-def _check_size(shape: tuple, dtype: DType, data: bytes) -> None:
+def _check_size(shape: tuple[int, ...], dtype: DType, data: bytes) -> None:
     sizes = [size for size in shape if type(size) is int and size >= 0]
     if type(dtype) is not DType or len(sizes) != len(shape) or math.prod(sizes) * dtype.dtype.itemsize != len(data):
         raise pickle.UnpicklingError(f"it has an array whose shape {shape!r:.80} does not match its {len(data)} bytes")
@@ -122,7 +127,7 @@ class _BoundedFile:
 
 # The pure Python unpickler, because the one in C resolves extension codes without calling find_class.
 class _Unpickler(pickle._Unpickler):
-    stack: list
+    stack: list[Any]
     append: Callable[[object], None]
     read: Callable[[int], bytes]
 
@@ -156,10 +161,14 @@ class _Unpickler(pickle._Unpickler):
         """
         self.append(bytearray(self.read(*unpack("<Q", self.read(8)))))
 
-    dispatch: ClassVar[dict] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _bytearray}
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: _build,
+        pickle.BYTEARRAY8[0]: _bytearray,
+    }
 
 
-def load_pickle(path: str) -> dict:
+def load_pickle(path: str) -> dict[Any, Any]:
     """Load a pickled dict that contains only arrays of numbers or text, and Python's built-in types.
 
     Raises:

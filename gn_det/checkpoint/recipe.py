@@ -13,7 +13,7 @@ from ..zoo.index import with_current_keys
 #: The recipes of weights that are recognized by their tensor names alone. Detectron's has no
 #: "stride_in_1x1", because its files differ: the stride is in the 3x3 convolution of GN models and
 #: in the 1x1 convolution of BN* models.
-RECIPES_BY_ORIGIN: dict[str, dict] = {
+RECIPES_BY_ORIGIN: dict[str, dict[str, Any]] = {
     "Detectron": {"format": "BGR", "pixel_mean": [102.9801, 115.9465, 122.7717], "pixel_std": [1.0, 1.0, 1.0]},
     "torchvision": {
         "format": "RGB",
@@ -39,7 +39,7 @@ _SETTINGS = {
 }
 
 
-def recipe_of(cfg: CfgNode) -> dict:
+def recipe_of(cfg: CfgNode) -> dict[str, Any]:
     """Return the recipe of a model that is trained with a config.
 
     Returns:
@@ -70,8 +70,8 @@ def recipe_of(cfg: CfgNode) -> dict:
     }
 
 
-def contradiction(recipe: dict, cfg: CfgNode) -> str | None:
-    """Compare the recipe of weights with a config.
+def contradiction(recipe: dict[str, Any], cfg: CfgNode) -> str | None:
+    """Return how the recipe of weights contradicts a config; None if they agree.
 
     Args:
         recipe: as :func:`recipe_of` returns it. Settings that are unknown are None or absent.
@@ -97,4 +97,4 @@ def _agree(name: str, trained: Any, configured: Any) -> bool:
         return all(abs(a - b) <= _MEAN_TOLERANCE for a, b in zip(trained, configured, strict=True))
     if name == "pixel_std":
         return all(abs(a - b) <= _STD_TOLERANCE * max(a, b) for a, b in zip(trained, configured, strict=True))
-    return trained == configured
+    return bool(trained == configured)

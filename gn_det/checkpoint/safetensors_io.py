@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -14,7 +15,7 @@ from ..files import replacing
 _NOTES_KEY = "gn_det"  # the metadata entry of the notes, as JSON because the values of metadata are text
 
 
-def read_safetensors(path: str) -> dict:
+def read_safetensors(path: str) -> dict[str, Any]:
     """Read a safetensors file.
 
     Returns:
@@ -27,7 +28,7 @@ def read_safetensors(path: str) -> dict:
         return {**_metadata_parts(file.metadata()), "model": weights}
 
 
-def read_metadata(path: str) -> dict:
+def read_metadata(path: str) -> dict[str, Any]:
     """Read the metadata of a safetensors file, without the weights.
 
     Returns:
@@ -42,7 +43,7 @@ def read_metadata(path: str) -> dict:
         return _metadata_parts(file.metadata())
 
 
-def _metadata_parts(metadata: dict[str, str] | None) -> dict:
+def _metadata_parts(metadata: dict[str, str] | None) -> dict[str, Any]:
     metadata = metadata or {}
     notes = json.loads(metadata.get(_NOTES_KEY, "{}"))
     if not isinstance(notes, dict):
@@ -50,7 +51,7 @@ def _metadata_parts(metadata: dict[str, str] | None) -> dict:
     return {"metadata": metadata, **checkpoint_parts(notes)}
 
 
-def checkpoint_parts(notes: Mapping) -> dict:
+def checkpoint_parts(notes: Mapping[str, Any]) -> dict[str, Any]:
     """Arrange notes as in a ``.pth`` checkpoint of gn_det.
 
     Args:
@@ -72,7 +73,7 @@ def checkpoint_parts(notes: Mapping) -> dict:
     return parts
 
 
-def write_safetensors(path: str | Path, weights: Mapping[str, torch.Tensor], notes: Mapping) -> None:
+def write_safetensors(path: str | Path, weights: Mapping[str, torch.Tensor], notes: Mapping[str, Any]) -> None:
     """Write weights and notes to a safetensors file atomically.
 
     Args:
@@ -88,7 +89,7 @@ def write_safetensors(path: str | Path, weights: Mapping[str, torch.Tensor], not
         save_file(packed(weights), part, {"format": "pt", _NOTES_KEY: text})
 
 
-def notes_to_json(path: str | Path, notes: Mapping) -> str:
+def notes_to_json(path: str | Path, notes: Mapping[str, Any]) -> str:
     """Return the notes as JSON.
 
     Args:

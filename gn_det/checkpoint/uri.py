@@ -3,7 +3,7 @@
 import glob
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from detectron2.utils.file_io import PathHandler, PathManager
@@ -16,7 +16,7 @@ from .convert import convert
 from .load import read_error, read_file
 
 
-def find_weights(name: str | os.PathLike) -> Path:
+def find_weights(name: str | os.PathLike[str]) -> Path:
     """Return the local file of ``MODEL.WEIGHTS``. Download it if it is not in the cache yet.
 
     Args:
@@ -64,7 +64,7 @@ def _missing_file(name: str) -> GNDetError:
 
 
 class ZooHandler(PathHandler):
-    """Let detectron2 open ``gn_det://NAME`` as a file in its own names.
+    """Let detectron2 open ``gn_det://NAME`` as a file with detectron2's tensor names.
 
     The file is converted, so that detectron2 never unpickles a file of another project.
     """
@@ -72,11 +72,12 @@ class ZooHandler(PathHandler):
     def _get_supported_prefixes(self) -> list[str]:
         return [zoo.URI]
 
-    def _get_local_path(self, path: str, force: bool = False, **kwargs) -> str:
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         return str(_convert_entry(path.removeprefix(zoo.URI)))
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
-        return PathManager.open(self._get_local_path(path), mode, buffering, **kwargs)
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[str] | IO[bytes]:
+        file: IO[str] | IO[bytes] = PathManager.open(self._get_local_path(path), mode, buffering, **kwargs)
+        return file
 
 
 def _convert_entry(name: str) -> Path:

@@ -149,8 +149,8 @@ def _check_scratch(cfg: CfgNode) -> None:
     if frozen and not cfg.MODEL.GN.FROZENBN_FROM_SCRATCH:
         raise GNDetError(
             f"{frozen[0]} is FrozenBN and MODEL.WEIGHTS is empty: FrozenBN (BN*) only applies the statistics of pre-trained "
-            "weights, and without them normalizes nothing; set MODEL.WEIGHTS, use GN, or, if you want to compare with it, "
-            "set MODEL.GN.FROZENBN_FROM_SCRATCH to True."
+            "weights, and normalizes nothing without them; set MODEL.WEIGHTS, use GN, or, to train with it anyway, set "
+            "MODEL.GN.FROZENBN_FROM_SCRATCH to True."
         )
 
 
@@ -260,7 +260,7 @@ def _check_ema(cfg: CfgNode) -> None:
 def _check_amp(cfg: CfgNode) -> None:
     dtype = cfg.TRAIN.AMP_DTYPE
     if dtype not in ("bfloat16", "float16"):
-        raise GNDetError(f"TRAIN.AMP_DTYPE is {dtype!r}; it must be bfloat16, or on a GPU float16.")
+        raise GNDetError(f"TRAIN.AMP_DTYPE is {dtype!r}; it must be bfloat16 or, on a GPU, float16.")
     if dtype == "float16" and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise GNDetError(
             f"TRAIN.AMP_DTYPE is float16, which needs a GPU, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: set TRAIN.AMP_DTYPE to "

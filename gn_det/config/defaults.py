@@ -9,7 +9,7 @@ from detectron2.config import get_cfg as detectron2_get_cfg
 
 @dataclass(frozen=True)
 class Key:
-    """A config key.
+    """A config key that gn_det adds, with its default and description.
 
     Attributes:
         name: dotted name, e.g. "MODEL.GN.NUM_GROUPS".

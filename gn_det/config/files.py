@@ -26,7 +26,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config(name: str) -> Path:
-    """Return the file of a config.
+    """Return the path of a config file, given its path or the name of a shipped config.
 
     Args:
         name: path of a file, or name of a shipped config (``mask_rcnn_R50_FPN_gn``).

@@ -1,4 +1,4 @@
-"""Documentation page of all config keys that gn_det adds (docs/config_keys.md, by ``make pages``)."""
+"""Make docs/config_keys.md: tables of all config keys that gn_det adds (run by ``make pages``)."""
 
 from .defaults import KEYS, Key
 

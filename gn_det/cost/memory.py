@@ -1,4 +1,4 @@
-"""Measure the memory of training and inference without a GPU.
+"""Measure, without a GPU, how much memory training and inference of a model need.
 
 The model can be on PyTorch's meta device, where tensors have sizes but no values. Memory is the number
 of bytes of all storages that are alive at the same time; a storage that several tensors share counts

@@ -64,7 +64,7 @@ _SCRIPTED = {"prim::CallFunction": "assignment of RoIs to levels"}  # the only s
 
 
 def image_size(cfg: CfgNode, text: str | None = None) -> tuple[int, int]:
-    """Parse an image size.
+    """Return (height, width) from a text such as ``800x1216``, or by default from the config.
 
     Args:
         text: ``HEIGHTxWIDTH`` in pixels, or the short side; the long side is then a third longer. By

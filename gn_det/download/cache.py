@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
 from ..errors import GNDetError
@@ -114,7 +115,7 @@ def sidecar_path(path: Path, kind: str) -> Path:
     return path.with_name(f"{path.name}~.{kind}")
 
 
-def make_record(path: Path, url: str) -> dict:
+def make_record(path: Path, url: str) -> dict[str, Any]:
     """Measure a file and return its record for :func:`write_record`.
 
     Returns:
@@ -131,7 +132,7 @@ def make_record(path: Path, url: str) -> dict:
     return {"url": url, "size": path.stat().st_size, "sha256": digest, "date": date}
 
 
-def verify(record: dict, name: str, sha256: str, size: int) -> None:
+def verify(record: dict[str, Any], name: str, sha256: str, size: int) -> None:
     """Compare the record of a file with the sha256 and size that it should have.
 
     Args:
@@ -149,7 +150,7 @@ def verify(record: dict, name: str, sha256: str, size: int) -> None:
         raise GNDetError(f"{name} has {actual}, but should have {expected}.")
 
 
-def read_record(path: Path) -> dict:
+def read_record(path: Path) -> dict[str, Any]:
     """Return the record of a cached file, or {} if it has none.
 
     Raises:
@@ -157,7 +158,7 @@ def read_record(path: Path) -> dict:
     """
     record_path = sidecar_path(path, "json")
     try:
-        record = json.loads(record_path.read_text())
+        record: dict[str, Any] = json.loads(record_path.read_text())
         if not (type(record["size"]) is int and len(record["sha256"]) == 64 and type(record["date"]) is str):
             raise ValueError
     except FileNotFoundError:
@@ -169,7 +170,7 @@ def read_record(path: Path) -> dict:
     return record
 
 
-def write_record(path: Path, record: dict) -> None:
+def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write the record of a cached file beside it.
 
     Raises:

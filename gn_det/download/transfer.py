@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 import requests
@@ -30,8 +31,8 @@ _CHUNK = 2**16  # bytes
 _random = random.SystemRandom()  # leaves the state of the seeded global generator unchanged
 
 
-class DownloadFailed(Exception):
-    """The reason why a URL was not downloaded.
+class DownloadFailed(Exception):  # noqa: N818 - a reason; the error that users see is GNDetError
+    """Raised if a URL could not be downloaded; the message is the reason.
 
     Attributes:
         temporary: whether another try may succeed. The bytes received so far are then kept.
@@ -45,7 +46,7 @@ class DownloadFailed(Exception):
 
 
 class _Session(requests.Session):
-    def resolve_redirects(self, *args, **kwargs) -> Iterator[requests.Response]:
+    def resolve_redirects(self, *args: Any, **kwargs: Any) -> Iterator[requests.Response]:
         """Follow no redirect: :func:`_get` checks each target, and requests would read the whole body first."""
         return iter(())
 
@@ -64,7 +65,8 @@ def download(url: str, part: Path, size: int = 0) -> None:
     """
     for tried in range(1, TRIES + 1):
         try:
-            return _try(url, part, size)
+            _try(url, part, size)
+            return
         except DownloadFailed as failure:
             if failure.restart or not failure.temporary:
                 remove_partial(part)
@@ -82,7 +84,7 @@ def print_status(line: str) -> None:
 
 
 def remove_partial(part: Path) -> None:
-    """Remove a partial download and its version file."""
+    """Remove a partial download, and the file that records its URL and version."""
     part.unlink(missing_ok=True)
     _version_path(part).unlink(missing_ok=True)
 

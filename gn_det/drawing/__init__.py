@@ -1,1 +1,1 @@
-"""Drawing of instances on images, and colors and saving of figures."""
+"""Draw instances on images; define the colors of figures and save figures."""

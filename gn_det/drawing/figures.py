@@ -1,4 +1,4 @@
-"""Colors for figures that people with color blindness can distinguish, and saving figures."""
+"""Define colors that people with color blindness can distinguish, and save figures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

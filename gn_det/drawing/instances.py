@@ -53,7 +53,7 @@ class Colors:
 
 
 class LabelVisualizer(Visualizer):
-    """detectron2's Visualizer with readable labels inside the picture that avoid each other.
+    """detectron2's Visualizer with readable labels that stay inside the picture and avoid overlaps.
 
     Args:
         text_height: in pixels of the picture; by default it depends on the size of the picture.

@@ -75,8 +75,8 @@ def load_runs(paths: Sequence[str | Path]) -> list["Row"]:
     datasets = sorted({record["dataset"] for row in rows.values() for record in row.records})
     if len(datasets) > 1:
         raise GNDetError(
-            f"These records are on different datasets, {', '.join(datasets)}, whose AP cannot be compared; "
-            "pass records on one dataset."
+            f"The records are on different datasets ({', '.join(datasets)}), so their AP cannot be compared; pass records "
+            "on one dataset."
         )
     _name_rows(list(rows.values()))
     return list(rows.values())

@@ -76,7 +76,8 @@ class COCOEvaluator(StockCOCOEvaluator):
             limits = self._max_dets_per_image
             evaluations = fast_coco.evaluate(self._coco_api, rows, tasks, category_ids, img_ids, limits)
         if not evaluations:
-            return super()._eval_predictions(predictions, img_ids=img_ids)
+            super()._eval_predictions(predictions, img_ids=img_ids)
+            return
         for row in rows:
             row["category_id"] = category_ids[row["category_id"]]
         if self._output_dir:

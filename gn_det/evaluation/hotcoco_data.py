@@ -12,7 +12,7 @@ _owner: int | None = None  # id of the process that may use hotcoco
 
 
 def claim_hotcoco() -> bool:
-    """Claim hotcoco for this process, and return whether this process may use it.
+    """Reserve hotcoco for this process; return False in a fork of the process that reserved it.
 
     hotcoco starts threads. A fork of the process has none of them, and a call there would wait for
     them forever. Therefore the first process that claims hotcoco keeps it, and its forks get False.
@@ -23,7 +23,7 @@ def claim_hotcoco() -> bool:
 
 
 class HotcocoData:
-    """Ground truth of a dataset with the ids that hotcoco accepts, which are integers.
+    """Ground truth of a dataset, with its ids replaced by the integers that hotcoco needs.
 
     Images and categories are numbered from 0 in the order of their ids, because the COCO API ranks
     detections of equal score by image id. Annotations are numbered from 1 in the given order,
@@ -77,7 +77,7 @@ class HotcocoData:
     def build_evaluation(
         self, task: str, rows: Iterable[dict], category_ids: Mapping[int, int] | None = None
     ) -> "hotcoco.COCOeval":
-        """Return an evaluation of detections on which ``evaluate()`` has not been called.
+        """Return hotcoco's evaluator of detections, before any call of its ``evaluate()``.
 
         Only the shape of the task is handed over: with a box beside a mask, hotcoco would take the
         size of the mask from the box.

@@ -72,7 +72,7 @@ def _finite(metrics: dict | None) -> dict | None:
 
 
 def config_digest(cfg: CfgNode) -> str:
-    """Return the sha256 of the recipe.
+    """Return a sha256 of the config that is equal for runs of the same recipe.
 
     The recipe is the config without the keys that describe the machine or the run. Optional keys of
     gn_det are left out if they have their default values, so that a new key does not change the
@@ -169,7 +169,7 @@ def read_record(path: str | Path) -> dict:
     except (OSError, ValueError) as error:
         raise GNDetError(f"The record {path} cannot be read: {error}.") from None
     if not isinstance(record, dict):
-        raise GNDetError(f"{path} is not a record, because it is not a JSON object.")
+        raise GNDetError(f"{path} is not a result record, because its content is not a JSON object.")
     return record
 
 

@@ -39,7 +39,7 @@ _DIVERGED = 3  # exit code of a training process whose loss became infinite or N
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """The norm, batch size and seed of one training."""
+    """The norm, batch size and seed of one training run."""
 
     norm: str  # as in the config
     batch: int  # images per batch
@@ -47,6 +47,7 @@ class Variant:
 
     @property
     def name(self) -> str:
+        """The name of the folder and of the record of the training."""
         return f"{self.norm}-batch{self.batch}-seed{self.seed}"
 
     def __str__(self) -> str:
@@ -69,7 +70,9 @@ def plan(norms: Sequence[str], batches: Sequence[int], seeds: int) -> list[Varia
         if norm not in NORMS or not norm:
             raise GNDetError(f"--norms: {norm!r} is not a norm{did_you_mean(norm, [n for n in NORMS if n])}.")
     if min([*batches, seeds]) < 1:
-        raise GNDetError("Batch sizes and the number of seeds must be 1 or more.")
+        raise GNDetError(
+            f"--batch-size is {','.join(map(str, batches))} and --seeds is {seeds}; all of them must be 1 or more."
+        )
     unique_norms, unique_batches = dict.fromkeys(norms), dict.fromkeys(batches)
     return [Variant(n, b, s) for s in range(1, seeds + 1) for b in unique_batches for n in unique_norms]
 

@@ -57,7 +57,7 @@ def _cell(records: Sequence[dict], kind: str) -> str:
 
 
 def draw_study(records: Sequence[dict], path: str | Path) -> None:
-    """Draw AP by batch size, with a line per norm through the means and a point per training.
+    """Draw AP by batch size, with a line per norm through the means and a point per run.
 
     Args:
         records: the records that :class:`gn_det.experiments.norm_study.Study` writes.

@@ -87,7 +87,7 @@ def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> bool:
     except OSError as error:
         raise GNDetError(f"OUTPUT_DIR {folder} cannot be created: {error.strerror}.") from None
     if not os.access(folder, os.W_OK):
-        raise GNDetError(f"OUTPUT_DIR {folder} cannot be written to.")
+        raise GNDetError(f"OUTPUT_DIR {folder} cannot be written to: use another OUTPUT_DIR.")
     return found and args.resume
 
 
@@ -99,8 +99,8 @@ def _check_dataset_files(name: str) -> None:
         path = metadata.get(kind)
         if path and not os.path.exists(path):
             raise GNDetError(
-                f"The dataset {name} is missing: {path} does not exist; set DETECTRON2_DATASETS to the folder of the data "
-                "sets, or pass your own data with --train-json and --val-json."
+                f"The dataset {name} is missing: {path} does not exist; set DETECTRON2_DATASETS to the folder of the "
+                "datasets, or pass your own data with --train-json and --val-json."
             )
 
 
@@ -145,6 +145,8 @@ def _adapt_config(cfg: CfgNode, args: argparse.Namespace, registered: dict[str, 
         if role == "train" and not data["objects"]:
             raise GNDetError(f"{data['json']} has no objects to train on.")
         if cfg.MODEL.MASK_ON and data["objects"] and not data["masks"]:
-            raise GNDetError(f"{data['json']} has boxes but no masks: set MODEL.MASK_ON False to train on boxes only.")
+            raise GNDetError(
+                f"{data['json']} has boxes but no masks: set MODEL.MASK_ON to False to train on boxes only."
+            )
         if data["rle"]:
             cfg.INPUT.MASK_FORMAT = "bitmask"  # the only format for which detectron2 reads run-length masks

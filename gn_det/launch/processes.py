@@ -24,7 +24,8 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         GNDetError: if ``args.num_gpus`` does not fit this machine.
     """
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys():
-        return _join_torchrun(main, args)
+        _join_torchrun(main, args)
+        return
     processes = args.num_gpus
     if processes < 1:
         raise GNDetError(

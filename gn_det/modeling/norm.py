@@ -93,7 +93,9 @@ def check_norm(cfg: CfgNode, key: str) -> None:
         raise GNDetError(f"{key} is {norm!r}, which is not a known norm{did_you_mean(norm, NORMS)}.")
     for name in ("NUM_GROUPS", "CHANNELS_PER_GROUP", "EPS"):
         if cfg.MODEL.GN[name] is None:
-            raise GNDetError(f"MODEL.GN.{name} is None; it must be a number, or -1 for a group key that is not used.")
+            raise GNDetError(
+                f"MODEL.GN.{name} is None; it must be a number (-1 turns off NUM_GROUPS or CHANNELS_PER_GROUP)."
+            )
     groups, per_group = cfg.MODEL.GN.NUM_GROUPS, cfg.MODEL.GN.CHANNELS_PER_GROUP
     if norm == "GN" and (groups > 0) == (per_group > 0):
         raise GNDetError(

@@ -24,6 +24,11 @@ class FastRCNN4Conv1FCGNHead(FastRCNNConvFCHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        """Return the arguments of ``__init__`` for a config.
+
+        Raises:
+            GNDetError: ``NUM_CONV`` or ``NUM_FC`` of the config is not that of this head.
+        """
         head = cfg.MODEL.ROI_BOX_HEAD
         # 0 and 2 are the values in detectron2's defaults and in its Base-RCNN-FPN.yaml, so they are accepted.
         if head.NUM_CONV not in (0, 4) or head.NUM_FC not in (0, 1, 2):
@@ -53,6 +58,7 @@ class MaskRCNNConvUpsampleGNHead(MaskRCNNConvUpsampleHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        """Return the arguments of ``__init__`` for a config."""
         ret = super().from_config(with_norms(cfg), input_shape)
         return {**ret, "weight_standardization": cfg.MODEL.GN.WEIGHT_STANDARDIZATION}
 
@@ -70,6 +76,7 @@ class Res5GNROIHeads(Res5ROIHeads):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Return the arguments of ``__init__`` for a config, with the built conv5 among them."""
         ret = super().from_config(with_norms(stride_in_3x3(cfg)), input_shape)
         if cfg.MODEL.GN.ZERO_INIT_RESIDUAL:
             zero_init_residual(ret["res5"])

@@ -19,6 +19,28 @@ from . import reference, select
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = (None, "relu")
 
+# x, residual, weight, bias, groups, eps, relu
+_Inputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, int, float, bool]
+_Gradients = tuple[torch.Tensor | None, ...]
+
+
+class _Context:
+    """The type of autograd's context, with what the forward pass stores in it for the backward pass.
+
+    Autograd makes the object, which is no instance of this class.
+    """
+
+    groups: int
+    relu: bool
+    needs_input_grad: tuple[bool, ...]
+    # x, y, mean, rstd, weight, bias
+    saved_tensors: tuple[
+        torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None
+    ]
+
+    def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
+        """Store the tensors that ``saved_tensors`` has in the backward pass."""
+
 
 def group_norm(
     x: torch.Tensor,
@@ -61,12 +83,22 @@ def group_norm(
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
     args = (x, residual, weight, bias, groups, eps, activation == "relu")
+    y: torch.Tensor
     if torch.compiler.is_compiling():
-        return _forward_operator(*args)[0]
-    return _GroupNorm.apply(*args) if torch.is_grad_enabled() else select.forward(*args)[0]
+        y = _forward_operator(*args)[0]
+    else:
+        y = _GroupNorm.apply(*args) if torch.is_grad_enabled() else select.forward(*args)[0]
+    return y
 
 
-def _check(x, groups, weight, bias, residual, activation) -> None:
+def _check(
+    x: torch.Tensor,
+    groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    activation: str | None,
+) -> None:
     if x.dim() < 2 or x.dtype not in DTYPES:
         raise ValueError(
             f"x has {_describe(x)}; it must have shape (N, C, *) and dtype float32, bfloat16, float16 or float64."
@@ -101,18 +133,20 @@ class _GroupNorm(torch.autograd.Function):
     """The function in eager mode, with less than half the overhead of a ``torch.library`` operator."""
 
     @staticmethod
-    def forward(ctx, *args):
+    def forward(ctx: _Context, *args: *_Inputs) -> torch.Tensor:
         outputs = select.forward(*args)
         _save_for_backward(ctx, args, outputs)
         return outputs[0]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: _Context, dy: torch.Tensor) -> _Gradients:
         return _gradients(ctx, dy, select.backward)
 
 
-def _save_for_backward(ctx, inputs: tuple, outputs: tuple[torch.Tensor, ...]) -> None:
+def _save_for_backward(
+    ctx: _Context, inputs: _Inputs, outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> None:
     x, residual, weight, bias, ctx.groups, _, ctx.relu = inputs
     y, mean, rstd = outputs
     saves_y = ctx.relu and (residual is not None or select.saves_output(x))
@@ -120,18 +154,18 @@ def _save_for_backward(ctx, inputs: tuple, outputs: tuple[torch.Tensor, ...]) ->
     ctx.save_for_backward(x, y if saves_y else None, mean, rstd, weight, bias if mask_from_x else None)
 
 
-def _gradients(ctx, dy: torch.Tensor, backward: Callable) -> tuple:
+def _gradients(ctx: _Context, dy: torch.Tensor, backward: Callable[..., _Gradients]) -> _Gradients:
     """Return the gradient of each input of the forward pass.
 
     Args:
         backward: :func:`select.backward` or the operator that wraps it.
     """
-    x, *saved = ctx.saved_tensors
+    x, y, mean, rstd, weight, bias = ctx.saved_tensors
     required = ctx.needs_input_grad[:4]
     dy = dy.contiguous(memory_format=_memory_format(x))
     # Without a ReLU the gradient of the residual is dy itself.
     computed = [required[0], required[1] and ctx.relu, *required[2:]]
-    dx, dresidual, dweight, dbias = backward(dy, x, *saved, ctx.groups, ctx.relu, computed)
+    dx, dresidual, dweight, dbias = backward(dy, x, y, mean, rstd, weight, bias, ctx.groups, ctx.relu, computed)
     if required[1] and not ctx.relu:
         dresidual = dy
     gradients = (dx, dresidual, dweight, dbias)
@@ -155,7 +189,15 @@ def _forward_operator(
 
 
 @_forward_operator.register_fake
-def _(x, residual, weight, bias, groups, eps, relu):
+def _(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    groups: int,
+    eps: float,
+    relu: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     statistics = x.new_empty((x.shape[0], groups), dtype=torch.float32)
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
@@ -180,7 +222,18 @@ def _backward_operator(
 
 
 @_backward_operator.register_fake
-def _(dy, x, y, mean, rstd, weight, bias, groups, relu, needs):
+def _(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    groups: int,
+    relu: bool,
+    needs: Sequence[bool],
+) -> tuple[torch.Tensor, ...]:
     affine = x.new_empty(x.shape[1], dtype=torch.float32)
     shapes = (x, x, affine, affine)
     return tuple(torch.empty_like(t) if need else x.new_empty(0) for t, need in zip(shapes, needs, strict=True))

@@ -57,11 +57,13 @@ def forward(
     return y, mean, rstd
 
 
-def _statistics(x, mean, rstd, sizes: Sizes, split: SplitTile, eps: float) -> None:
+def _statistics(
+    x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, sizes: Sizes, split: SplitTile, eps: float
+) -> None:
     """Compute mean and rstd of each group in two steps and store them into ``mean`` and ``rstd``."""
     partial = _empty_pairs(x, sizes, split)
-    args = (x, partial, sizes.channels, sizes.pixels, split.chunks, split.tiles)
-    triton_split.statistics[(split.programs,)](*args, **_constants(split, sizes, 1))
+    inputs = (x, partial, sizes.channels, sizes.pixels, split.chunks, split.tiles)
+    triton_split.statistics[(split.programs,)](*inputs, **_constants(split, sizes, 1))
     length = split.pixels * split.tiles
     args = (partial, mean, rstd, *_counts(sizes, split), length, eps)
     triton_split.finish_statistics[(mean.numel(),)](*args, BLOCK=256, **_options(4))
@@ -138,7 +140,7 @@ def _contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _constants(tile: WholeTile | SplitTile, sizes: Sizes, tensors: int) -> dict:
+def _constants(tile: WholeTile | SplitTile, sizes: Sizes, tensors: int) -> dict[str, int]:
     """Return the compile-time arguments of a kernel that holds ``tensors`` tensors of x's size."""
     if isinstance(tile, SplitTile):
         shape = {"PIXELS": tile.pixels, "CHANNELS": tile.channels}
@@ -149,12 +151,12 @@ def _constants(tile: WholeTile | SplitTile, sizes: Sizes, tensors: int) -> dict:
     return {**shape, **layout, **_options(tiling.num_warps(tile, tensors))}
 
 
-def _options(num_warps: int) -> dict:
+def _options(num_warps: int) -> dict[str, int]:
     # enable_fp_fusion is set explicitly, because Triton changes its default.
     return {"num_warps": num_warps, "enable_fp_fusion": True}
 
 
-def _current_device(x: torch.Tensor) -> contextlib.AbstractContextManager:
+def _current_device(x: torch.Tensor) -> contextlib.AbstractContextManager[object]:
     """Return a context that makes the device of x current: Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 

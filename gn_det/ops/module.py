@@ -1,5 +1,7 @@
 """``nn.GroupNorm`` that also adds a residual and applies a ReLU, as one operation."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -7,7 +9,7 @@ from . import function
 
 
 class FusedGroupNorm(nn.GroupNorm):
-    """Compute act(GN(x) + residual). It is an ``nn.GroupNorm``, also in its state dict.
+    """Compute act(GN(x) + residual). A subclass of ``nn.GroupNorm`` with the same state dict.
 
     Args:
         args, kwargs: the arguments of ``nn.GroupNorm``.
@@ -19,7 +21,7 @@ class FusedGroupNorm(nn.GroupNorm):
 
     activation: str | None = None
 
-    def __init__(self, *args, activation: str | None = None, **kwargs):
+    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if activation not in function.ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; it must be None or 'relu'.")
@@ -40,8 +42,9 @@ class FusedGroupNorm(nn.GroupNorm):
             if residual is not None:
                 y = y + residual
             return y if self.activation is None else torch.relu(y)
-        else:  # an explicit else, so that TorchScript does not compile it
+        else:  # noqa: RET505 - an explicit else, so that TorchScript does not compile it
             return function.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, residual, self.activation)
 
     def extra_repr(self) -> str:
+        """Return the arguments for ``repr``: those of ``nn.GroupNorm``, and the activation."""
         return f"{super().extra_repr()}, activation={self.activation}"

@@ -85,7 +85,9 @@ def _kernel_input(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype in _HALF and x.device.type != "cpu" else x
 
 
-def _affine(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None):
+def _affine(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Return weight and bias in float32, or in float64 if x is float64.
 
     If x is half precision, a missing weight becomes ones: without a weight, PyTorch's kernels would
@@ -94,14 +96,20 @@ def _affine(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | N
     if x.dtype in _HALF:
         weight = x.new_ones(x.shape[1]) if weight is None else weight
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return tuple(None if tensor is None else tensor.to(dtype) for tensor in (weight, bias))
+    return None if weight is None else weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _sizes(x: torch.Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], x.shape[2:].numel()
 
 
-def _relu_input(x, mean, rstd, weight, bias) -> torch.Tensor:
+def _relu_input(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
     """Compute the input of the ReLU again, for a layer without a residual."""
     shape = (1, x.shape[1]) + (1,) * (x.dim() - 2)
     group_width = x.shape[1] // mean.shape[1]

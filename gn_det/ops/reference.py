@@ -1,6 +1,10 @@
 """Group norm with residual and ReLU as separate PyTorch operations, for tests, tracers and exporters."""
 
+from typing import TypeVar
+
 import torch
+
+_Maybe = TypeVar("_Maybe", torch.Tensor, torch.Tensor | None)
 
 
 def group_norm(
@@ -29,6 +33,6 @@ def group_norm(
     return _convert(y, x.dtype)
 
 
-def _convert(tensor, dtype: torch.dtype):
+def _convert(tensor: _Maybe, dtype: torch.dtype) -> _Maybe:
     """Return the tensor in ``dtype``. If it already has that dtype, a trace shows no conversion."""
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)

@@ -12,7 +12,9 @@ everywhere, except for float64, tracers and exporters.
 
 import logging
 import os
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -41,7 +43,7 @@ def forced_implementation() -> str | None:
 
 
 def uses_reference(x: torch.Tensor) -> bool:
-    """Return whether the reference implementation runs.
+    """Return whether the reference implementation is used for x.
 
     It runs where operations are recorded (tracers, exporters, the compiler except on CUDA), for
     float64, for empty tensors, and if ``GN_DET_OPS`` is "reference".
@@ -53,22 +55,47 @@ def uses_reference(x: torch.Tensor) -> bool:
     return x.dtype == torch.float64 or x.numel() == 0 or forced_implementation() == "reference"
 
 
-def forward(x: torch.Tensor, *args) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def forward(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    groups: int,
+    eps: float,
+    relu: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Call the chosen implementation with the arguments of :func:`native.forward`."""
-    return _run("forward", x, (x, *args))
+    outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _run(
+        "forward", x, (x, residual, weight, bias, groups, eps, relu)
+    )
+    return outputs
 
 
-def backward(dy: torch.Tensor, x: torch.Tensor, *args) -> tuple[torch.Tensor | None, ...]:
+def backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    groups: int,
+    relu: bool,
+    needs: Sequence[bool],
+) -> tuple[torch.Tensor | None, ...]:
     """Call the chosen implementation with the arguments of :func:`native.backward`."""
-    return _run("backward", x, (dy, x, *args))
+    gradients: tuple[torch.Tensor | None, ...] = _run(
+        "backward", x, (dy, x, y, mean, rstd, weight, bias, groups, relu, needs)
+    )
+    return gradients
 
 
 def saves_output(x: torch.Tensor) -> bool:
-    """Return whether the backward pass needs the output for the ReLU's mask even without a residual."""
+    """Return whether to save the output of a call without residual for the ReLU's backward pass."""
     return native.SAVES_OUTPUT and not _prefers_triton(x)
 
 
-def _run(step: str, x: torch.Tensor, args: tuple):
+def _run(step: str, x: torch.Tensor, args: tuple[object, ...]) -> Any:
     if not (_prefers_triton(x) and _is_readable(x)):
         return getattr(native, step)(*args)
     try:
@@ -83,13 +110,13 @@ def _run(step: str, x: torch.Tensor, args: tuple):
 
 
 def _prefers_triton(x: torch.Tensor) -> bool:
-    name = forced_implementation()
+    name: str | None = forced_implementation()
     if name is None:
         return x.is_cuda and _failure is None
     if name == "triton" and not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise GNDetError(
-            f"{ENVIRONMENT} is triton, but x is on {x.device.type} and the Triton kernels need CUDA: unset {ENVIRONMENT}, "
-            "or set it to native."
+            f"{ENVIRONMENT} is triton, but the input is on {x.device.type} and the Triton kernels need CUDA: unset "
+            f"{ENVIRONMENT}, or set it to native."
         )
     return name == "triton"
 

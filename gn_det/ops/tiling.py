@@ -149,7 +149,7 @@ def split_tile(sizes: Sizes, processors: int) -> SplitTile:
 
 
 def num_warps(tile: WholeTile | SplitTile, tensors: int) -> int:
-    """Return the warps of a program that holds ``tensors`` tensors of x's size: 32 values per thread."""
+    """Return the number of warps of a program with ``tensors`` tiles: 32 values per thread."""
     return min(16, max(1, tile.elements * tensors // 1024))
 
 

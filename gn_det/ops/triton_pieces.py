@@ -1,4 +1,4 @@
-"""Triton functions that the kernels share: offsets, loads, stores, and what follows the norm."""
+"""Triton functions that the kernels share: offsets, loads, stores, residual and ReLU."""
 
 import triton
 import triton.language as tl

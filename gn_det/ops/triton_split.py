@@ -166,7 +166,7 @@ def finish_sums(
     partial, weight, sums, slopes, shifts, channels, pixels, groups, chunks, samples,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Combine the chunks of a group.
+    """Add up the sums of a group's chunks, for the gradients of weight, bias and x.
 
     Stores the contribution of the sample to dL/dweight and dL/dbias into ``sums`` (2, N, C), and the
     averages of weight * sums over the group into ``slopes`` and ``shifts``, both (N, G).

@@ -214,7 +214,8 @@ def _predict_video(
     try:
         video = Video(path)
     except GNDetError as error:
-        return tally.skip(str(error))
+        tally.skip(str(error))
+        return
     colors, frames = Colors(), 0
     with VideoWriter(output, video.fps) if output else contextlib.nullcontext() as writer:
         for prediction in _progress(predictor.stream(video), video.length, f"{Path(path).name}: frame"):

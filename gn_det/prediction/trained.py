@@ -107,7 +107,8 @@ def _checkpoint_in(folder: str, weights: str | os.PathLike | None = None) -> str
     found = [file for name in names if (file := os.path.join(folder, name)) and os.path.isfile(file)]
     if not found:
         raise GNDetError(
-            f"{folder} contains no checkpoint: it has neither model_final.pth nor the file named in last_checkpoint."
+            f"{folder} contains no checkpoint: it has neither model_final.pth nor the file named in last_checkpoint; pass "
+            "another folder or a checkpoint file."
         )
     return found[0]
 

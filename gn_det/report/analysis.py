@@ -27,7 +27,7 @@ ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # types of errors in TID
 
 @dataclass
 class Scores:
-    """Metrics of boxes or of masks, over detections of all scores.
+    """Metrics of boxes or of masks, without a score threshold.
 
     Attributes:
         metrics: value of "AP", "AP50", ... "AR100"; None if no object is of that size.

@@ -21,7 +21,7 @@ _GROUPS = {
 
 
 def analysis_details(source: Source, analysis: Analysis) -> dict:
-    """Return the variables of the template that need an analysis.
+    """Return the variables of the page template that are computed from an analysis.
 
     Returns:
         a dict with the keys

@@ -57,7 +57,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass
 class Drawing:
-    """A figure of the page.
+    """A figure of the report: inline SVG, with title, description and legend.
 
     Attributes:
         title: heading above the figure.

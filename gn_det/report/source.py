@@ -65,7 +65,7 @@ def read_source(folder: str | Path, dataset: str | None = None) -> Source:
     detections = {path.parent.name: path for path in (folder / "inference").glob("*/coco_instances_results.json")}
     names = sorted(records.keys() | detections.keys())
     if dataset is not None and dataset not in names:
-        hint = f"use one of {', '.join(names)}" if names else "it was not evaluated on any dataset"
+        hint = f"use one of {', '.join(names)}" if names else "evaluate it first with --eval-only and --resume"
         raise GNDetError(f"The run in {folder} was not evaluated on {dataset}; {hint}.")
     first = [name for name in source.cfg.DATASETS.TEST if name in names]
     source.dataset = dataset or next(iter(first + names), None)

@@ -57,7 +57,7 @@ def _result_keys(rows: list[dict]) -> dict[str, str]:
 
 
 def seconds(rows: list[dict]) -> float | None:
-    """Return the time of all iterations, or None if it is unknown.
+    """Return the total time of all iterations in seconds, or None if it is unknown.
 
     Each row has the time of one iteration, which is used for all iterations since the previous row.
     """

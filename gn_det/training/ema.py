@@ -30,6 +30,7 @@ class EMA(HookBase):
         self.averaged: nn.Module = self._average.module.requires_grad_(False)
 
     def after_step(self) -> None:
+        """Update the average with the weights of the model."""
         t = int(self._average.n_averaged)
         self._average.multi_avg_fn = get_ema_multi_avg_fn(min(self._decay, (1 + t) / (10 + t)))
         self._average.update_parameters(self.model)
@@ -38,7 +39,7 @@ class EMA(HookBase):
                 mean.copy_(value)
 
     def after_load(self) -> None:
-        """Start the training of the model from the loaded weights, unless an average was loaded.
+        """Copy the loaded weights to the trained model, unless they are an average.
 
         Call it after weights were loaded into ``averaged``. If they were not loaded together with
         the state of this hook, they are no average, and they are copied to the model.
@@ -47,7 +48,9 @@ class EMA(HookBase):
             self.model.load_state_dict(self.averaged.state_dict())
 
     def state_dict(self) -> dict:
+        """Return {"updates": the number of updates of the average so far}."""
         return {"updates": int(self._average.n_averaged)}
 
     def load_state_dict(self, state: dict) -> None:
+        """Continue with the number of updates of an earlier run."""
         self._average.n_averaged.fill_(state["updates"])

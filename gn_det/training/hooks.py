@@ -70,7 +70,9 @@ class BestCheckpoint(HookBase):
         try:
             best = torch.load(self._path, map_location="cpu", mmap=True, weights_only=True)["best"]
         except Exception as error:  # for a damaged file, torch.load raises errors of many types
-            raise GNDetError(f"{self._path} was not written by gn_det or is damaged: move it elsewhere.") from error
+            raise GNDetError(
+                f"{self._path} was not written by gn_det or is damaged: move it to another folder."
+            ) from error
         if best["metric"] == self._metric:
             self._best = best
         else:
@@ -79,9 +81,11 @@ class BestCheckpoint(HookBase):
             )
 
     def after_step(self) -> None:
+        """Save the weights if this iteration was evaluated and is the best so far."""
         self._save_if_best()
 
     def after_train(self) -> None:
+        """Save the weights if the last evaluation is the best so far, and log the best value."""
         self._save_if_best()  # for the evaluation at the end of training
         if self._best:
             logger.info(
@@ -105,7 +109,7 @@ class BestCheckpoint(HookBase):
 
 
 class EarlyStopped(BaseException):
-    """Ends detectron2's training loop, which has a fixed length.
+    """Raised to end detectron2's training loop, which has a fixed length.
 
     Not an Exception, because detectron2 logs each Exception as a failure.
     """
@@ -133,7 +137,7 @@ class EarlyStop(HookBase):
         self._values: list[float] = []
 
     def restore(self, values: Sequence[float]) -> None:
-        """Continue after earlier evaluations.
+        """Restore the metric values of earlier evaluations, for a resumed run.
 
         Args:
             values: values of the metric so far, oldest first; NaN is ignored.
@@ -141,6 +145,7 @@ class EarlyStop(HookBase):
         self._values = [value for value in values if not math.isnan(value)]
 
     def after_step(self) -> None:
+        """End training if the last ``patience`` evaluations were no improvement."""
         done = self.trainer.iter + 1
         if done % self._period or done == self.trainer.max_iter:
             return  # no evaluation after this iteration, or training ends anyway

@@ -46,6 +46,7 @@ class ProgressBar(EventWriter):
         self._hide_metric_lines = lambda record: record.name != metric_logger
 
     def write(self) -> None:
+        """Show the progress after an iteration."""
         storage = get_event_storage()
         if not self._last_write < storage.iter < self._max_iter:
             return  # detectron2 calls write once more after the last iteration
@@ -73,6 +74,7 @@ class ProgressBar(EventWriter):
         self._logging.close()
 
     def close(self) -> None:
+        """End the bar, and show the lines of detectron2's CommonMetricPrinter again."""
         self.hide(leave=True)
         for handler in _terminal_handlers():
             handler.removeFilter(self._hide_metric_lines)

@@ -95,6 +95,7 @@ class TrainStep(SimpleTrainer):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def state_dict(self) -> dict:
+        """Return the state of detectron2's trainer, and with float16 the scale of the loss."""
         scaler = {"grad_scaler": self._scaler.state_dict()} if self._scaler.is_enabled() else {}
         return super().state_dict() | scaler
 

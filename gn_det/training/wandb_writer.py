@@ -59,6 +59,7 @@ class WandbWriter(EventWriter):
         self._last_write = -1
 
     def write(self) -> None:
+        """Log the values and pictures that are new since the last call."""
         storage = get_event_storage()
         rows: dict[int, dict] = defaultdict(dict)
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
@@ -71,5 +72,6 @@ class WandbWriter(EventWriter):
         self._last_write = max([self._last_write, *rows])
 
     def close(self) -> None:
+        """End the run; it counts as failed if an exception is being handled, unless training stopped early."""
         error = sys.exc_info()[1]  # detectron2 closes its writers after a failure too
         self._run.finish(exit_code=int(error is not None and not isinstance(error, EarlyStopped)))

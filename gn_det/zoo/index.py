@@ -29,7 +29,7 @@ _OLD_RECIPE_KEYS = {"weight_standardisation": "weight_standardization"}
 
 @dataclass(frozen=True)
 class Entry:
-    """Published weights.
+    """An entry of the model zoo: published weights and how they were trained.
 
     Attributes:
         name: the name of the entry.
@@ -68,14 +68,14 @@ class Entry:
 
 @functools.cache
 def _entries() -> dict[str, Entry]:
-    rows = json.loads(Path(__file__).with_name("zoo.json").read_text())["entries"]
+    rows: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("zoo.json").read_text())["entries"]
     for row in rows.values():
         row |= {"urls": tuple(row["urls"]), "recipe": with_current_keys(row["recipe"])}
     return {name: Entry(name=name, **row) for name, row in rows.items()}
 
 
 def with_current_keys(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe from a file with old spellings of keys replaced."""
+    """Return a recipe in which old names of keys, as older files have them, are replaced."""
     return {_OLD_RECIPE_KEYS.get(key, key): value for key, value in recipe.items()}
 
 
@@ -109,7 +109,7 @@ def get_config(name: str) -> CfgNode:
 
 
 def get_detector_config(name: str) -> CfgNode:
-    """Return :func:`get_config` of a detector.
+    """Same as :func:`get_config`, but refuse an entry that is only a backbone.
 
     Raises:
         GNDetError: no entry has this name, or it is a backbone, which cannot predict.
@@ -178,7 +178,7 @@ def resolve(weights: str) -> str:
     return weights.replace(prefix, Detectron2Handler.S3_DETECTRON2_PREFIX, 1) if weights.startswith(prefix) else weights
 
 
-def published(name: str) -> dict | None:
+def published(name: str) -> dict[str, Any] | None:
     """Return the published COCO val2017 result of a shipped config; None if there is none.
 
     The result is the paper's, or else that of the model zoo entry with the same name.
@@ -190,7 +190,7 @@ def published(name: str) -> dict | None:
         - "box": {"AP", "AP50", "AP75"} in percent, or None; of a model zoo entry only "AP"
         - "mask": the same for masks
     """
-    rows = json.loads(Path(__file__).with_name("published.json").read_text())["rows"]
+    rows: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("published.json").read_text())["rows"]
     entry = _entries().get(name)
     if name in rows or entry is None or entry.kind == "backbone":
         return rows.get(name)

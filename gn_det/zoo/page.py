@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -27,8 +28,8 @@ _EVALUATE = "tools/train_net.py --config NAME --eval-only MODEL.WEIGHTS gn_det:/
 _TRAIN = "tools/train_net.py --config CONFIG MODEL.WEIGHTS gn_det://NAME"
 
 
-def zoo_page(records: Sequence[dict]) -> str:
-    """Return MODEL_ZOO.md.
+def zoo_page(records: Sequence[dict[str, Any]]) -> str:
+    """Return the text of MODEL_ZOO.md.
 
     Args:
         records: result records, from which the AP measured with gn_det is taken.
@@ -46,12 +47,12 @@ def zoo_page(records: Sequence[dict]) -> str:
     return "\n".join(parts)
 
 
-def _section(title: str, published: str, command: str, rows: Sequence[dict]) -> str:
+def _section(title: str, published: str, command: str, rows: Sequence[dict[str, str]]) -> str:
     table = tabulate(rows, "keys", tablefmt="github", disable_numparse=True)
     return f"## {title}\n\n{published}.\n\n```bash\n{command}\n```\n\n{table}\n"
 
 
-def _backbone_rows(entries: Sequence[Entry]) -> list[dict]:
+def _backbone_rows(entries: Sequence[Entry]) -> list[dict[str, str]]:
     return [
         {
             "name, config": f"[`{e.name}`]({_config(e)})",
@@ -64,7 +65,7 @@ def _backbone_rows(entries: Sequence[Entry]) -> list[dict]:
     ]
 
 
-def _detector_rows(entries: Sequence[Entry], measured: dict[str, str]) -> list[dict]:
+def _detector_rows(entries: Sequence[Entry], measured: dict[str, str]) -> list[dict[str, str]]:
     return [
         {
             "name, config": f"[`{e.name}`]({_config(e)})",
@@ -94,7 +95,7 @@ def _notes(entries: Sequence[Entry]) -> str:
     return "## Notes\n\n" + "".join(f"- {', '.join(names)}: {note}\n" for note, names in names_by_note.items())
 
 
-def _measured(entry: Entry, records: Sequence[dict]) -> str:
+def _measured(entry: Entry, records: Sequence[dict[str, Any]]) -> str:
     """Return box and mask AP of the newest evaluation of an entry, as ``40.2, 35.6``; "" without one."""
     evaluations = [record for record in records if _is_evaluation_of(entry, record)]
     if not evaluations:
@@ -103,7 +104,7 @@ def _measured(entry: Entry, records: Sequence[dict]) -> str:
     return ", ".join(f"{newest[kind]['AP']:.1f}" for kind in ("box", "mask") if newest.get(kind))
 
 
-def _is_evaluation_of(entry: Entry, record: dict) -> bool:
+def _is_evaluation_of(entry: Entry, record: dict[str, Any]) -> bool:
     """Return whether a record is of an entry's published weights and unchanged config on COCO val2017."""
     published = (
         record.get("iteration") is None and zoo.entry_of(record.get("weights") or "") is entry

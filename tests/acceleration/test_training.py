@@ -56,7 +56,7 @@ def count_calls(model: nn.Module, *names: str) -> dict[str, int]:
     return count
 
 
-@pytest.mark.parametrize("freeze_at,dtype", [(0, None), (2, None), (0, torch.bfloat16)])
+@pytest.mark.parametrize(("freeze_at", "dtype"), [(0, None), (2, None), (0, torch.bfloat16)])
 def test_checkpoint_activations_keeps_gradients(make, batch, freeze_at, dtype):
     model, images = make("MODEL.BACKBONE.FREEZE_AT", freeze_at), batch(2, 1, classes=3)
     before, types = run(model, images, dtype), {name: type(module) for name, module in model.named_modules()}

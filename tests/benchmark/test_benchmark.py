@@ -136,7 +136,7 @@ def test_stock_config_replaces_the_box_head_with_its_equivalent():
 
 
 @pytest.mark.parametrize(
-    "name, opts, words",
+    ("name", "opts", "words"),
     [
         ("mask_rcnn_R50_FPN_frozenbn", [], "has no GN in any of MODEL.RESNETS.NORM"),
         (QUICK, ["MODEL.GN.NUM_GROUPS", "16"], "Stock detectron2 cannot build quickstart"),
@@ -309,7 +309,7 @@ def test_tool_writes_a_record_tables_and_a_picture(run_cli, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    ("arguments", "words"),
     [
         (["--size", "800"], "--size is '800'; it must be HEIGHTxWIDTH"),
         (["--size", "16x16"], "--size is 16 x 16 pixels"),

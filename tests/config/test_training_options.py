@@ -49,7 +49,7 @@ MISTAKES = {
     ),
     "unknown precision": (
         ("SOLVER.AMP.ENABLED", True, "TRAIN.AMP_DTYPE", "half"),
-        "TRAIN.AMP_DTYPE is 'half'; it must be bfloat16, or on a GPU float16",
+        "TRAIN.AMP_DTYPE is 'half'; it must be bfloat16 or, on a GPU, float16",
     ),
     "no precision": (("SOLVER.AMP.ENABLED", True, "TRAIN.AMP_DTYPE", "None"), "TRAIN.AMP_DTYPE is None"),
     "float16 on a CPU": (

@@ -298,7 +298,8 @@ def test_forcing_triton_on_cpu_is_refused(monkeypatch):
     monkeypatch.setenv(select.ENVIRONMENT, "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     message = (
-        "GN_DET_OPS is triton, but x is on cpu and the Triton kernels need CUDA: unset GN_DET_OPS, or set it to native."
+        "GN_DET_OPS is triton, but the input is on cpu and the Triton kernels need CUDA: unset GN_DET_OPS, or set it to "
+        "native."
     )
     with pytest.raises(GNDetError, match=message):
         group_norm(X, 4)

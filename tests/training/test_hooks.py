@@ -25,7 +25,7 @@ from gn_det.training.hooks import (
 
 
 @pytest.mark.parametrize(
-    "values,min_delta,waited",
+    ("values", "min_delta", "waited"),
     [
         ([], 0, 0),
         ([1], 0, 0),
@@ -62,10 +62,10 @@ def test_best_file_of_another_metric_is_reported_and_a_damaged_one_is_refused(tm
     assert "has the best weights by segm/AP; the best by bbox/AP will replace them" in caplog.text and not hook._best
     for content in (b"", b"not a checkpoint"):
         (tmp_path / "model_best.pth").write_bytes(content)
-        with pytest.raises(GNDetError, match="move it elsewhere"):
+        with pytest.raises(GNDetError, match="move it to another folder"):
             hook.restore()
     torch.save({"model": {}}, tmp_path / "model_best.pth")
-    with pytest.raises(GNDetError, match="move it elsewhere"):
+    with pytest.raises(GNDetError, match="move it to another folder"):
         hook.restore()
 
 

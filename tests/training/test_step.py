@@ -71,7 +71,7 @@ def closed_form(steps: int = 3) -> tuple[torch.Tensor, list[float]]:
     return w, losses
 
 
-@pytest.mark.parametrize("parts,sizes", [(1, [8]), (2, [4, 4]), (4, [2, 2, 2, 2]), (3, [3, 3, 2])])
+@pytest.mark.parametrize(("parts", "sizes"), [(1, [8]), (2, [4, 4]), (4, [2, 2, 2, 2]), (3, [3, 3, 2])])
 def test_step_in_parts_equals_step_with_the_whole_batch(parts, sizes):
     step = make(parts=parts)
     step.train(0, 3)

@@ -181,7 +181,7 @@ def test_channels_last_applies_to_the_model_and_its_average(make, on):
 AMP = ("SOLVER.AMP.ENABLED", True)
 
 
-@pytest.mark.parametrize("before,after", [((), AMP), (AMP, ())])
+@pytest.mark.parametrize(("before", "after"), [((), AMP), (AMP, ())])
 def test_mixed_precision_can_be_turned_on_or_off_when_resuming(make, before, after):
     make(*before).train()
     trained = Tiny.raw[-1]
@@ -255,7 +255,7 @@ def test_final_evaluation_can_be_the_best(make, tmp_path):
     assert load(tmp_path / "out/model_best.pth")["best"]["iteration"] == 6
 
 
-@pytest.mark.parametrize("value,iteration", [(2.9, 4), (3.1, 8)])
+@pytest.mark.parametrize(("value", "iteration"), [(2.9, 4), (3.1, 8)])
 def test_resumed_run_compares_with_the_best_so_far(make, tmp_path, value, iteration):
     make(*BEST, values={4: 3.0}).train()
     make(*BEST, "SOLVER.MAX_ITER", 8, values={8: value}, resume=True).train()

@@ -81,13 +81,16 @@ def test_resumed_training_continues_the_same_run(wandb, cfg, tmp_path):
 
 
 def test_failure_is_reported_and_early_stop_is_a_success(wandb, cfg):
+    def end(error):
+        writer = WandbWriter(cfg)
+        try:
+            raise error
+        finally:
+            writer.close()
+
     for error, code in ((ValueError, 1), (KeyboardInterrupt, 1), (EarlyStopped, 0)):
         with pytest.raises(error):
-            writer = WandbWriter(cfg)
-            try:
-                raise error
-            finally:
-                writer.close()
+            end(error)
         assert wandb.runs[-1].exit_code == code
 
 
