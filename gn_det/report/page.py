@@ -142,6 +142,9 @@ def _facts(source: Source) -> list[tuple[str, str]]:
     facts = {
         "Config": record.get("config") or cfg.MODEL.GN.CONFIG,
         "Norms": ", ".join(norms),
+        "Padding of a batch": {True: "ignored", False: "part of the statistics and features"}.get(
+            record.get("ignore_padding")
+        ),
         **(trained if source.metrics else {"Weights": cfg.MODEL.WEIGHTS}),  # without metrics, it was only evaluated
         "Evaluated on": source.dataset and describe_dataset(source.dataset, source.truth),
         "Classes": _classes(source),
