@@ -1,6 +1,6 @@
-"""Apply the config keys that make a built model faster, in place.
+"""Apply the model options of the config to a built model, in place.
 
-Module types, dtypes and state-dict keys are unchanged; outputs agree to rounding.
+Module types, dtypes and state-dict keys are unchanged. The outputs for a batch without padding agree to rounding.
 """
 
 import contextlib
@@ -9,17 +9,20 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..modeling.padding import ignore_padding
 from .fuse import fuse
 from .roi_align import use_row_poolers
 from .training import keep_rois_in_float32
 
 
-def accelerate_model(cfg: CfgNode, model: nn.Module, for_training: bool = False) -> nn.Module:
-    """Apply ``MODEL.GN.FUSE`` and the ``INFERENCE`` keys to a built model, in place.
+def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = False) -> nn.Module:
+    """Apply ``MODEL.GN.IGNORE_PADDING``, ``MODEL.GN.FUSE`` and the ``INFERENCE`` keys to a built model, in place.
 
     Call it once, right after the model is built. The trainer does so with ``for_training``, and so does
     every function that loads a model for inference, without it. It changes the following:
 
+    - ``MODEL.GN.IGNORE_PADDING``: the outputs for an image do not depend on the padding that other images
+      of the batch cause (:func:`gn_det.modeling.padding.ignore_padding`).
     - ``MODEL.GN.FUSE``: GN, residual sum and ReLU run as one operation.
     - ``INFERENCE.CHANNELS_LAST``: on a CPU, RoIAlign without gradients is computed by rows, and the
       parameters become channels_last.
@@ -27,17 +30,19 @@ def accelerate_model(cfg: CfgNode, model: nn.Module, for_training: bool = False)
 
     Args:
         for_training: the model will be trained, and only evaluated in between. The memory format of
-            the parameters and the dtype of RoIs are then left to
+            the parameters is then left to
             :func:`gn_det.acceleration.training.apply_training_options`.
 
     Returns:
         the same model.
     """
+    if cfg.MODEL.GN.IGNORE_PADDING:
+        ignore_padding(model)
     if cfg.MODEL.GN.FUSE:
         fuse(model)
     if cfg.INFERENCE.CHANNELS_LAST:
         use_row_poolers(model)
-    if cfg.INFERENCE.DTYPE != "float32" and not for_training:
+    if cfg.INFERENCE.DTYPE != "float32":
         keep_rois_in_float32(model)
     on_cpu = next(model.parameters()).device.type == "cpu"
     if cfg.INFERENCE.CHANNELS_LAST and on_cpu and not for_training:

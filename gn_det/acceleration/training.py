@@ -4,6 +4,7 @@ Module types, state-dict keys and, up to rounding, outputs are unchanged. Copies
 options.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import GNDetError
+from ..ops.padding import attach_extents, current_extents, extents_in_use, extents_of
 
 
 def apply_training_options(cfg: CfgNode, model: nn.Module) -> None:
     """Apply the options of ``TRAIN`` and ``SOLVER.AMP`` to a model that will be trained, in place.
 
-    The trainer calls it once, after :func:`gn_det.acceleration.inference.accelerate_model` and before
+    The trainer calls it once, after :func:`gn_det.acceleration.inference.apply_model_options` and before
     it builds the optimizer. It changes the following:
 
     - ``SOLVER.AMP.ENABLED``: RoIs keep float32 coordinates (:func:`keep_rois_in_float32`).
@@ -49,7 +51,12 @@ def checkpoint_activations(model: nn.Module) -> None:
     """
     for block in model.modules():
         if isinstance(block, CNNBlockBase):
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=_same_extents)
+
+
+def _same_extents() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    """Let the second computation of a block leave out the same padding as the first."""
+    return contextlib.nullcontext(), extents_in_use(current_extents())
 
 
 def to_channels_last(model: nn.Module) -> None:
@@ -59,7 +66,10 @@ def to_channels_last(model: nn.Module) -> None:
 
 
 def _images_to_channels_last(backbone: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-    return (args[0].contiguous(memory_format=torch.channels_last),)
+    images = args[0].contiguous(memory_format=torch.channels_last)
+    if extents := extents_of(args[0]):
+        attach_extents(images, extents)
+    return (images,)
 
 
 def keep_rois_in_float32(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model as detectron2_build_model
 from torch import nn
 
 from ..acceleration.cpu_memory import keep_freed_memory
-from ..acceleration.inference import accelerate_model, precision
+from ..acceleration.inference import apply_model_options, precision
 from ..config.checks import check_config
 from ..cost.parts import RCNNParts
 from ..errors import GNDetError
@@ -151,4 +151,4 @@ def build_candidates(cfg: CfgNode, images: list[dict], training: bool, names: Se
 def _build_gn_det(cfg: CfgNode, stock: nn.Module, training: bool) -> nn.Module:
     model = detectron2_build_model(cfg)
     model.load_state_dict(stock.state_dict())
-    return accelerate_model(cfg, model, training)
+    return apply_model_options(cfg, model, training)

@@ -14,6 +14,7 @@ COMMANDS = {
     "report": "write an HTML report of a run",
     "compare": "compare the AP of runs in a table and a picture",
     "norms": "train with each norm at each batch size, and compare the AP",
+    "padding": "evaluate a trained model at several batch sizes, with and without the padding",
     "browse": "draw samples of a dataset, and check its annotations",
     "analyze": "count a model's parameters, FLOPs, activations, and memory",
     "evaluate": "compute the COCO AP of detections in a file",

@@ -23,6 +23,7 @@ _PARTS = (
 )
 _DEPTHS = (18, 34, 50, 101, 152)
 _ACCEPT_WEIGHTS = ("norm", "recipe", "classes", "partial")  # explained in gn_det.checkpoint.fit
+_IGNORE_PADDING = ("GeneralizedRCNN", "ProposalNetwork", "RetinaNet")
 _INFERENCE_DTYPES = ("float32", "bfloat16")
 
 
@@ -46,6 +47,7 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
     _check_resnet(cfg)
     _check_accept_weights(cfg)
     check_inference(cfg)
+    _check_padding(cfg)
     if cfg.MODEL.LOAD_PROPOSALS:
         raise GNDetError(
             "MODEL.LOAD_PROPOSALS is True, but proposal files are pickles, which can run code: set it to False."
@@ -134,6 +136,23 @@ def check_inference(cfg: CfgNode) -> None:
     if cfg.INFERENCE.DTYPE not in _INFERENCE_DTYPES:
         raise GNDetError(
             f"INFERENCE.DTYPE is {cfg.INFERENCE.DTYPE!r}; it must be one of {', '.join(_INFERENCE_DTYPES)}."
+        )
+    if cfg.INFERENCE.BATCH_SIZE is None or cfg.INFERENCE.BATCH_SIZE < 1:
+        raise GNDetError(f"INFERENCE.BATCH_SIZE is {cfg.INFERENCE.BATCH_SIZE}; it must be 1 or more images.")
+
+
+def _check_padding(cfg: CfgNode) -> None:
+    """Check that ``MODEL.GN.IGNORE_PADDING`` can be followed."""
+    if not cfg.MODEL.GN.IGNORE_PADDING:
+        return
+    if cfg.MODEL.META_ARCHITECTURE not in _IGNORE_PADDING:
+        raise GNDetError(
+            f"MODEL.GN.IGNORE_PADDING is True, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is none of "
+            f"{', '.join(_IGNORE_PADDING)}, which support it: set MODEL.GN.IGNORE_PADDING to False."
+        )
+    if cfg.TRAIN.COMPILE:
+        raise GNDetError(
+            "TRAIN.COMPILE is True, but a compiled backbone cannot ignore the padding: set MODEL.GN.IGNORE_PADDING to False."
         )
 
 

@@ -72,6 +72,12 @@ KEYS = (
         "initialized at random, so `--eval-only` and `--resume` ignore these two.",
     ),
     Key(
+        "MODEL.GN.IGNORE_PADDING",
+        True,
+        "Compute for each image of a batch what the model computes for the image alone: the padding to the size of the "
+        "largest image enters no statistics, features, proposals or losses. `False`: as stock detectron2.",
+    ),
+    Key(
         "MODEL.GN.FUSE",
         True,
         "Run GN, the residual sum and the ReLU as one operation (`gn_det.ops`). The outputs agree to rounding.",
@@ -171,6 +177,12 @@ KEYS = (
         "On CPUs, run inference in the channels_last memory format, with a faster RoIAlign that reads whole rows of it. "
         "Evaluations during training keep the memory format of the model. No effect on GPUs.",
         "never",
+    ),
+    Key(
+        "INFERENCE.BATCH_SIZE",
+        1,
+        "Number of images per batch and process in evaluation. With `MODEL.GN.IGNORE_PADDING`, it does not change the "
+        "results.",
     ),
     Key(
         "INFERENCE.DTYPE",

@@ -67,12 +67,13 @@ def generate(
     num_val: int = 60,
     seed: int = 0,
     size: int = 192,
+    max_size: int | None = None,
     segmentation: str = "polygon",
 ) -> dict[str, tuple[Path, Path]]:
     """Write the dataset to ``root``, unless it is already there.
 
     The write is atomic, even if the process is killed or if several processes write at once. An image
-    depends only on seed, split, index and size. A smaller dataset therefore has the first images of a
+    depends only on seed, split, index and sizes. A smaller dataset therefore has the first images of a
     larger one.
 
     Args:
@@ -81,6 +82,7 @@ def generate(
         num_val: number of validation images, >= 1.
         seed: >= 0.
         size: height and width of the images in pixels, >= 64.
+        max_size: if given, the height and the width of each image are drawn from ``size`` to ``max_size``.
         segmentation: "polygon" or "rle" (compressed). detectron2 reads "rle" only with
             ``INPUT.MASK_FORMAT bitmask``.
 
@@ -93,15 +95,23 @@ def generate(
     Raises:
         GNDetError: a parameter is out of range, ``root`` has other content or cannot be written.
     """
-    if min(num_train, num_val) < 1 or seed < 0 or size < 64 or segmentation not in ("polygon", "rle"):
+    if (
+        min(num_train, num_val) < 1
+        or seed < 0
+        or size < 64
+        or (max_size or size) < size
+        or segmentation not in ("polygon", "rle")
+    ):
         raise GNDetError(
             f"The shapes dataset cannot have num_train={num_train}, num_val={num_val}, seed={seed}, size={size}, "
-            f"segmentation={segmentation!r}: use at least 1 image per split, a seed >= 0, a size >= 64 and "
-            "'polygon' or 'rle'."
+            f"max_size={max_size}, segmentation={segmentation!r}: use at least 1 image per split, a seed >= 0, a size "
+            ">= 64, a max_size >= size and 'polygon' or 'rle'."
         )
     root = Path(root).resolve()
     manifest = {"version": VERSION, "classes": list(CLASSES), "seed": seed, "size": size, "segmentation": segmentation}
     manifest["num_images"] = {"train": num_train, "val": num_val}
+    if max_size is not None:
+        manifest["max_size"] = max_size
     if not _is_complete(root, manifest):
         _write(root, manifest)
     return {split: (root / f"{split}.json", root / split) for split in SPLITS}
@@ -141,14 +151,15 @@ def _write(root: Path, manifest: dict) -> None:
 def _write_split(folder: Path, split: str, manifest: dict) -> dict:
     """Write the images of one split into the new ``folder`` and return its COCO annotations."""
     folder.mkdir()
-    size: int = manifest["size"]
     images: list[dict] = []
     annotations: list[dict] = []
     for index in range(manifest["num_images"][split]):
-        pixels, objects = draw(np.random.default_rng([manifest["seed"], SPLITS.index(split), index]), (size, size))
+        entropy = [manifest["seed"], SPLITS.index(split), index]
+        height, width = _size(entropy, manifest)
+        pixels, objects = draw(np.random.default_rng(entropy), (height, width))
         file_name = f"{index + 1:06d}.png"
         Image.fromarray(pixels).save(folder / file_name, compress_level=1)  # higher levels save little on noise
-        images.append({"id": index + 1, "width": size, "height": size, "file_name": file_name})
+        images.append({"id": index + 1, "width": width, "height": height, "file_name": file_name})
         for class_index, mask in objects:
             ids = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": class_index + 1}
             annotations.append(ids | _annotate(mask, manifest["segmentation"]))
@@ -159,6 +170,14 @@ def _write_split(folder: Path, split: str, manifest: dict) -> dict:
         "categories": [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES, 1)],
         "annotations": annotations,
     }
+
+
+def _size(entropy: list[int], manifest: dict) -> tuple[int, int]:
+    """Return the height and width of an image in pixels."""
+    if "max_size" not in manifest:
+        return manifest["size"], manifest["size"]
+    sides = np.random.default_rng([*entropy, 1]).integers(manifest["size"], manifest["max_size"] + 1, size=2)
+    return int(sides[0]), int(sides[1])
 
 
 def _annotate(mask: np.ndarray, segmentation: str) -> dict:

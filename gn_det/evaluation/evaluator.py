@@ -229,7 +229,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, dataset_name: str, loader, iteratio
         results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks)
     if not comm.is_main_process():
         return {}
-    record = make_record(cfg, dataset_name, results, seconds_per_image=sorted(seconds)[len(seconds) // 2])
+    median = sorted(seconds)[len(seconds) // 2] / cfg.INFERENCE.BATCH_SIZE
+    record = make_record(cfg, dataset_name, results, seconds_per_image=median)
     record["iteration"] = iteration
     path = write_record(cfg.OUTPUT_DIR, record)
     logger.info(f"{format_table(record)}\n\nThe record of this evaluation is {path}")

@@ -59,6 +59,7 @@ def make_record(cfg: CfgNode, dataset_name: str, results: dict, seconds_per_imag
         "published": published(name),
         "seconds_per_image": seconds_per_image,
         "images_per_batch": cfg.SOLVER.IMS_PER_BATCH,
+        "ignore_padding": cfg.MODEL.GN.IGNORE_PADDING,
         "processes": comm.get_world_size(),
         "seed": cfg.SEED,
         **environment(cfg.MODEL.DEVICE),

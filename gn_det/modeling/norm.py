@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..errors import GNDetError, did_you_mean
+from ..ops.padding import current_rectangles, within_rectangles
 
 # detectron2's config keys for the norms of the parts of a model.
 NORM_KEYS = ("MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NORM")
@@ -112,7 +113,20 @@ class GroupNorm(nn.GroupNorm):
     uses_group_keys = True  # False for LN and IN, whose groups do not depend on the MODEL.GN keys
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the normalized x (N, C, H, W), in the same shape; N may be 0."""
+        """Return the normalized x (N, C, H, W), in the same shape; N may be 0.
+
+        The padding of a batch is left out, and becomes 0, within :func:`gn_det.ops.padding.extents_in_use`.
+        """
+        if torch.jit.is_scripting():
+            return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        else:  # noqa: RET505 - an explicit else, so that TorchScript does not compile it
+            rectangles = current_rectangles(x)
+            if rectangles is not None:
+                return within_rectangles(self._normalize, x, rectangles)
+            return self._normalize(x)
+
+    @torch.jit.unused
+    def _normalize(self, x: torch.Tensor, _: torch.Tensor | None = None) -> torch.Tensor:
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from . import function
+from .padding import current_rectangles, within_rectangles
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -43,7 +44,14 @@ class FusedGroupNorm(nn.GroupNorm):
                 y = y + residual
             return y if self.activation is None else torch.relu(y)
         else:  # noqa: RET505 - an explicit else, so that TorchScript does not compile it
-            return function.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, residual, self.activation)
+            rectangles = current_rectangles(x)
+            if rectangles is not None:
+                return within_rectangles(self._normalize, x, rectangles, residual)
+            return self._normalize(x, residual)
+
+    @torch.jit.unused
+    def _normalize(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        return function.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, residual, self.activation)
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``: those of ``nn.GroupNorm``, and the activation."""

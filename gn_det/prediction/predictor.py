@@ -44,8 +44,8 @@ class Predictor:
     """Load a trained model and run it on images.
 
     For a single image, the outputs equal those of detectron2's ``DefaultPredictor``. Batching does not
-    change the outputs: only images with the same size at the model's input share a batch, because
-    padding would enter the statistics of GN.
+    change them (``MODEL.GN.IGNORE_PADDING``; where it is False, only images with the same size at the
+    model's input share a batch).
 
     Args:
         model: one of
@@ -93,6 +93,7 @@ class Predictor:
         if min_score is not None:  # filter inside the model, so that it predicts no masks for dropped boxes
             self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(min_score)
         self.model = load_trained(self.cfg)
+        self._mixes_sizes = self.cfg.MODEL.GN.IGNORE_PADDING
         size = self.cfg.INPUT.MIN_SIZE_TEST
         self._resize = T.ResizeShortestEdge([size, size], self.cfg.INPUT.MAX_SIZE_TEST)
 
@@ -179,7 +180,7 @@ class Predictor:
                 yield Prediction(name, problem=str(image))
                 continue
             sample = self._sample(image)
-            if batch and sample["image"].shape != batch[0][1]["image"].shape:
+            if not self._mixes_sizes and batch and sample["image"].shape != batch[0][1]["image"].shape:
                 yield from self._flush(batch)
             batch.append((Prediction(name, image), sample))
             if len(batch) == self.batch_size:

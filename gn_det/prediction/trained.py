@@ -9,7 +9,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..acceleration.inference import accelerate_model
+from ..acceleration.inference import apply_model_options
 from ..checkpoint import read_notes
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.uri import find_weights
@@ -152,4 +152,4 @@ def load_trained(cfg: CfgNode) -> nn.Module:
     with quiet():
         model = build_model(cfg).eval()
     Checkpointer(model, cfg=cfg, trains=False).load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    return accelerate_model(cfg, model)
+    return apply_model_options(cfg, model)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model as detectron2_build_model
@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
 
-from ..acceleration.inference import accelerate_model
+from ..acceleration.inference import apply_model_options
 from ..acceleration.training import apply_training_options
 from ..checkpoint.checkpointer import build_checkpointer
 from ..config.checks import check_training_options
@@ -48,7 +48,7 @@ class Trainer(DefaultTrainer):
         self._original_cfg = cfg
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         check_training_options(cfg)  # again, because scaling may have reduced TEST.EVAL_PERIOD to 0
-        self._unwrapped_model = model = accelerate_model(cfg, self.build_model(cfg), for_training=True)
+        self._unwrapped_model = model = apply_model_options(cfg, self.build_model(cfg), for_training=True)
         apply_training_options(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
@@ -186,6 +186,11 @@ class Trainer(DefaultTrainer):
         return loader
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        """Same as detectron2's, with ``INFERENCE.BATCH_SIZE`` images per batch."""
+        return build_detection_test_loader(cfg, dataset_name, batch_size=cfg.INFERENCE.BATCH_SIZE)
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> evaluation.COCOEvaluator:
         """Same as :func:`gn_det.evaluation.evaluator.build_evaluator`."""
         return evaluation.build_evaluator(cfg, dataset_name)
@@ -275,7 +280,7 @@ def evaluate_only(cfg: CfgNode, resume: bool = False) -> dict:
     Raises:
         GNDetError: if the weights cannot be read, do not fit the model, or were trained for other classes.
     """
-    model = accelerate_model(cfg, build_and_log_model(cfg))
+    model = apply_model_options(cfg, build_and_log_model(cfg))
     checkpointer = build_checkpointer(cfg, model, cfg.DATASETS.TEST, trains=False)
     rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if "classes" in rest:

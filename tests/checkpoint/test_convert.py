@@ -166,7 +166,7 @@ def test_the_names_of_a_detector_are_not_changed_by_place(models):
 
 
 def test_a_backbone_is_refused_for_a_model_without_one():
-    with pytest.raises(GNDetError, match="The weights are those of a ResNet, but the model has none"):
+    with pytest.raises(GNDetError, match="The weights are those of a ResNet, but the model has no ResNet"):
         place(detectron2_resnet(), ["weight", "bias"])
 
 

@@ -253,3 +253,18 @@ def test_check_config_changes_nothing(name):
     before = cfg.dump()
     check_config(cfg)
     assert cfg.dump() == before
+
+
+def test_refuses_models_that_cannot_ignore_the_padding():
+    sentence = sentence_for(GN_FPN, "MODEL.META_ARCHITECTURE", "PanopticFPN")
+    assert "MODEL.META_ARCHITECTURE PanopticFPN" in sentence
+    assert "set MODEL.GN.IGNORE_PADDING to False" in sentence
+    compiled = ("TRAIN.COMPILE", True)
+    assert "TRAIN.COMPILE is True" in sentence_for(GN_FPN, *compiled)
+    cfg = load_config(GN_FPN, [*map(str, compiled), "MODEL.GN.IGNORE_PADDING", "False"])
+    check_config(cfg)
+
+
+@pytest.mark.parametrize("size", [0, -1, None])
+def test_refuses_an_evaluation_batch_without_images(size):
+    assert f"INFERENCE.BATCH_SIZE is {size}; it must be 1 or more" in sentence_for(GN_FPN, "INFERENCE.BATCH_SIZE", size)

@@ -27,7 +27,9 @@ def test_add_gn_det_config_only_adds_keys():
         "MODEL.GN.EPS": 1e-5,
         "MODEL.GN.ZERO_INIT_RESIDUAL": False,
         "MODEL.GN.FUSE": True,
+        "MODEL.GN.IGNORE_PADDING": True,
         "MODEL.GN.CONFIG": "",
+        "INFERENCE.BATCH_SIZE": 1,
         "INFERENCE.CHANNELS_LAST": True,
         "INFERENCE.DTYPE": "float32",
     }

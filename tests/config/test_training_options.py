@@ -101,6 +101,7 @@ def test_options_are_off_by_default_and_can_be_combined():
     check_config(config(*BEST, "MODEL.WEIGHTS", "x"), eval_only=True)
     for key in ("CHECKPOINT_ACTIVATIONS", "CHANNELS_LAST", "COMPILE"):
         every = (*every, f"TRAIN.{key}", True)
+    every = (*every, "MODEL.GN.IGNORE_PADDING", False)  # TRAIN.COMPILE requires it
     check_config(config(*every, "SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu", "TRAIN.ACCUMULATE", 4))
     check_config(config("SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cuda", "TRAIN.AMP_DTYPE", "float16"))
     check_config(config("TRAIN.AMP_DTYPE", "nonsense"))

@@ -134,6 +134,7 @@ def test_evaluation_writes_a_record(tmp_path):
     assert record["box"]["AP-fig"] == 100 and record["seed"] == 3 and record["iteration"] == 20
     assert record["published"]["box"]["AP"] == 40.3 and record["seconds_per_image"] > 0
     assert record["versions"]["torch"] == torch.__version__ and record["hardware"]["device"] == "cpu"
+    assert record["ignore_padding"] is True
     assert len(record["config_sha256"]) == 64 and record["date"].endswith("+00:00")
 
 

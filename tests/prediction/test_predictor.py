@@ -81,14 +81,17 @@ def test_several_images_return_a_list(predictor, folder):
     assert predictor([]) == []
 
 
-def test_batches_do_not_change_the_outputs(output_dir, predictor):
-    """Only images of the same size share a batch, because padding would enter the statistics of GN."""
+@pytest.mark.parametrize("ignore", [True, False])
+def test_batches_do_not_change_the_outputs(output_dir, ignore):
+    """Where the padding would enter the statistics of GN, only images of the same size share a batch."""
+    cfg = load_config(str(output_dir / "config.yaml"), ["MODEL.GN.IGNORE_PADDING", str(ignore)])
+    predictor = Predictor(cfg, output_dir / "model_final.pth", device="cpu", batch_size=3)
     images = [picture(*size, seed=i) for i, size in enumerate([(60, 90), (60, 90), (64, 64), (90, 60), (60, 90)])]
     sizes = []
     handle = predictor.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     together = predictor(images)
     handle.remove()
-    assert sizes == [2, 1, 1, 1]
+    assert sizes == ([3, 2] if ignore else [2, 1, 1, 1])
     for image, found in zip(images, together, strict=True):
         assert same(found, predictor(image), atol=1e-3)
 
