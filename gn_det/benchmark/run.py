@@ -93,7 +93,7 @@ def _setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
     if not re.fullmatch(r"\d+x\d+", args.size.strip()):
         raise GNDetError(f"--size is {args.size!r}; it must be HEIGHTxWIDTH in pixels, such as 800x1216.")
     if args.batch is not None and args.batch < 1:
-        raise GNDetError(f"--batch is {args.batch}; it is the number of images per batch and must be 1 or more.")
+        raise GNDetError(f"--batch-size is {args.batch}; it is the number of images per batch and must be 1 or more.")
     if args.repeats < 1:
         raise GNDetError(f"--repeats is {args.repeats}; it is the number of timed rounds and must be 1 or more.")
     device = choose_device(args.device, "--device")

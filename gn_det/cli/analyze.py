@@ -23,7 +23,12 @@ def parse_arguments() -> argparse.Namespace:
         "--size", metavar="HxW", help="image size or its short side in pixels (default: INPUT.MIN_SIZE_TEST)"
     )
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="images per GPU in training (default: tables for 1, 2, 4, and 8)"
+        "--batch-size",
+        "--batch",
+        dest="batch",
+        type=int,
+        metavar="N",
+        help="images per GPU in training (default: tables for 1, 2, 4, and 8)",
     )
     parser.add_argument("--by-layer", action="store_true", help="list every normalization layer, not a summary by part")
     parser.add_argument("--json", metavar="FILE", help="also write all results to this file")
@@ -36,7 +41,7 @@ def cli() -> None:
     args = parse_arguments()
     cfg = load_config(args.config, args.opts)
     if args.batch is not None and args.batch < 1:
-        raise GNDetError(f"--batch is {args.batch}; the number of images per GPU must be at least 1.")
+        raise GNDetError(f"--batch-size is {args.batch}; the number of images per GPU must be at least 1.")
     result = analyze(cfg, image_size(cfg, args.size), (args.batch,) if args.batch else (1, 2, 4, 8))
     print(format_analysis(result, args.by_layer))
     if args.json:

@@ -28,7 +28,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--size", default="800x1216", metavar="HxW", help="image size in pixels (default: %(default)s)")
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="images per batch (default: 2 in the stages training and ops, else 1)"
+        "--batch-size",
+        "--batch",
+        dest="batch",
+        type=int,
+        metavar="N",
+        help="images per batch (default: 2 in the stages training and ops, else 1)",
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed rounds (default: %(default)s)")
     parser.add_argument(

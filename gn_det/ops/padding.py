@@ -89,9 +89,17 @@ def current_rectangles(x: torch.Tensor) -> list[tuple[int, int]] | None:
 
 
 def clear_padding(x: torch.Tensor) -> torch.Tensor:
-    """Return x (N, C, H, W) with zeros outside the rectangle of each image; no gradient flows from there."""
+    """Return x (N, C, H, W) with zeros outside the rectangle of each image; no gradient flows from there.
+
+    x is changed in place unless it needs a gradient.
+    """
     rectangles = current_rectangles(x)
     if rectangles is None:
+        return x
+    if not x.requires_grad:
+        for image, (h, w) in enumerate(rectangles):
+            x[image, :, h:].zero_()
+            x[image, :, :h, w:].zero_()
         return x
     outside = torch.ones((len(x), 1, *x.shape[2:]), dtype=torch.bool, device=x.device)
     for image, (h, w) in enumerate(rectangles):

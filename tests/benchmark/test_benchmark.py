@@ -316,7 +316,7 @@ def test_tool_writes_a_record_tables_and_a_picture(run_cli, tmp_path, monkeypatc
         (["--stage", "inference,speed"], "'speed' is not one of inference, parts, training, ops, coco"),
         (["--stage", ","], "--stage is ','; it must name at least one of inference"),
         (["--sides", "stock;ours"], "'ours' is not one of stock; gn_det fp32"),
-        (["--batch", "0"], "--batch is 0"),
+        (["--batch", "0"], "--batch-size is 0"),
         (["--repeats", "0"], "--repeats is 0"),
         (["--device", "tpu"], "--device is 'tpu'; it must be cpu, cuda, or cuda:N for GPU number N"),
         (["--device", "cuda"], "PyTorch finds no GPU here"),

@@ -247,7 +247,7 @@ def test_tool_prints_and_writes_the_result(tool, tmp_path):
 
 
 USER_ERRORS = {
-    f"--config {SMALL} --batch 0": "--batch is 0; the number of images per GPU must be at least 1.",
+    f"--config {SMALL} --batch 0": "--batch-size is 0; the number of images per GPU must be at least 1.",
     "--config nothing": "There is no config nothing",
     f"--config {SMALL} --size 64 --json /no/such/folder/a.json": "--json /no/such/folder/a.json cannot be written",
     f"--config {SMALL} MODEL.GN.GROUPS 3": "there is no config key MODEL.GN.GROUPS",

@@ -58,6 +58,17 @@ def test_clear_padding_and_its_gradient():
     assert x.grad[1, :, :8].eq(1).all()
 
 
+def test_clear_padding_without_a_gradient_is_in_place():
+    x = feature_map(4)
+    x[1, :, 8:] = torch.nan
+    with extents_in_use(EXTENTS):
+        y = clear_padding(x)
+    assert y is x
+    assert torch.equal(y[1, :, :8], feature_map(4)[1, :, :8])
+    assert not y[1, :, 8:].any()
+    assert not y[0, :, :, 16:].any()
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("layer", [GroupNorm(4, 8), FusedGroupNorm(4, 8, activation="relu")])
 def test_norm_is_that_of_each_image_alone(layer, memory_format):
