@@ -8,8 +8,11 @@ import torch
 from gn_det import GNDetError
 from gn_det.data import shapes
 from gn_det.data.coco import register_coco_json
+from gn_det.evaluation.comparison import mean_and_spread, metric_values
+from gn_det.evaluation.records import read_record
 from gn_det.evaluation.run_folder import remember_datasets
 from gn_det.experiments import padding_study as study
+from helpers.paths import REPO
 
 
 @pytest.fixture
@@ -76,3 +79,18 @@ def test_table_has_a_row_per_kind_and_treatment():
         ["box AP", "as stock detectron2", "11.00", "12.00"],
     ]
     assert [line[:2] for line in lines[4:]] == [["mask AP", "padding ignored"], ["mask AP", "as stock detectron2"]]
+
+
+def test_page_has_the_figures_of_the_records():
+    page = (REPO / "docs" / "padding.md").read_text()
+    folder = REPO / "results" / "padding_study"
+    rows = json.loads((folder / "test_batches-gn-stock.json").read_text())["rows"]
+    for line in study.table(rows).splitlines()[2:]:
+        assert f"| {' | '.join(cell.strip() for cell in line.split('|')[1:-1])} |" in page
+    for name, label in (("ignored", "padding ignored"), ("stock", "as stock detectron2")):
+        cells = []
+        for batch in (2, 4):
+            records = [read_record(folder / f"GN-batch{batch}-{name}-seed{seed}.json") for seed in (1, 2, 3)]
+            assert {record["ignore_padding"] for record in records} == {name == "ignored"}
+            cells += [mean_and_spread(metric_values(records, kind)) for kind in ("box", "mask")]
+        assert f"| {label} | {' | '.join(cells)} |" in page
