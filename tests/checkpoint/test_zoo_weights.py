@@ -96,7 +96,6 @@ def test_the_recipe_of_initial_weights_agrees_with_the_config(config):
     assert (difference is not None) == ("recipe" in cfg.MODEL.GN.ACCEPT_WEIGHTS), difference
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mask_rcnn_R50_FPN_gn", "mmdet_mask_rcnn_R50_FPN_gn_ws_2x", "timm_R50_GN"])
 def test_a_file_of_full_size_is_loaded(name, tmp_path, monkeypatch):
     """The file is loaded with the recipe of the zoo, and refused by a config with another recipe."""

@@ -21,7 +21,7 @@ from gn_det.config.files import config_dir, load_config, shipped_configs
 from gn_det.modeling.norm import is_norm
 from gn_det.training.solver import build_optimizer
 from gn_det.zoo.index import published
-from helpers.configs import flatten
+from helpers.configs import MODELS, flatten, make_narrow
 
 FILES = shipped_configs()
 TOP = [name for name, path in FILES.items() if path.parent == config_dir()]
@@ -282,21 +282,32 @@ def not_trained(model: nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if not p.requires_grad]
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+def test_configs_that_share_a_training_step_have_the_same_model(tiny_cfg):
+    """Two models are the same if PyTorch prints the same layers; what it prints of a narrow model has all but the depth."""
+    assert sorted([*MODELS, *(name for names in MODELS.values() for name in names)]) == sorted(RUNNABLE + ZOO)
+    printed = {}
+    for name in RUNNABLE + ZOO:
+        with torch.device("meta"):
+            printed[name] = repr(build_model(make_narrow(tiny_cfg(name, "MODEL.DEVICE", "meta"))))
+    assert len({printed[name] for name in MODELS}) == len(MODELS)
+    for first, others in MODELS.items():
+        assert all(printed[name] == printed[first] for name in others), first
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_one_training_step(name, tiny_cfg, batch):
-    """Forward, backward and an optimizer step, with random weights and nothing frozen."""
-    shallower = (
-        ["MODEL.RESNETS.DEPTH", 50] if "R101" in name else []
-    )  # test_norms_of_the_model_in_full_depth builds all of R101
-    cfg = tiny_cfg(name, *shallower)
+    """Forward, backward and an optimizer step of a narrow model, with random weights and nothing frozen."""
+    cfg = make_narrow(tiny_cfg(name))
     model = build_model(cfg).train()
-    assert_norms(model, name)
+    if name in NORMS:  # those of the others are tested in test_zoo_configs.py
+        assert_norms(model, name)
     optimizer = build_optimizer(cfg, model)
     before = {p: p.detach().clone() for p in model.parameters()}
     assert not not_trained(model)
     with EventStorage():
-        losses = model(batch(2, 1))
-    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
+        losses = model(batch(2, 1, classes=3))
+    masks = {"loss_mask"} if cfg.MODEL.MASK_ON else set()
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"} | masks
     assert all(loss.isfinite() for loss in losses.values()), losses
     sum(losses.values()).backward()
     for n, p in model.named_parameters():
@@ -308,3 +319,13 @@ def test_one_training_step(name, tiny_cfg, batch):
             step = group["lr"] * (p.grad + group["weight_decay"] * before[p])
             torch.testing.assert_close(p.detach(), before[p] - step)
     assert sum(not torch.equal(p, old) for p, old in before.items()) > 0.75 * len(before)
+
+
+@pytest.mark.parametrize("name", RUNNABLE + ZOO)
+def test_optimizer_has_each_parameter_once(name):
+    cfg = load_config(name, ["MODEL.DEVICE", "meta", "MODEL.BACKBONE.FREEZE_AT", 0])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert not not_trained(model)
+    optimized = [p for group in build_optimizer(cfg, model).param_groups for p in group["params"]]
+    assert len(optimized) == len(set(optimized)) and set(optimized) == set(model.parameters())

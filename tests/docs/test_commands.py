@@ -4,28 +4,18 @@ bash blocks are commands, python blocks programs, yaml blocks configs. A bash bl
 parsed: it needs the network, COCO or several machines.
 """
 
-import contextlib
-import importlib
-import io
+import itertools
 import json
-import multiprocessing
-import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
-import sys
-import tempfile
-import traceback
-import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -33,17 +23,11 @@ from PIL import Image
 
 from gn_det import get_cfg
 from gn_det.data import shapes
-from gn_det.launch import tool as tool_module
+from helpers.commands import plan_study, run_command, run_notebook, run_program
+from helpers.forks import in_a_fork
 from helpers.paths import REPO
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
-# A step of the shipped models in seconds, without weights that would have to be fetched.
-SMALL = """MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64
-    MODEL.FPN.OUT_CHANNELS 64 MODEL.ROI_BOX_HEAD.CONV_DIM 64 MODEL.ROI_BOX_HEAD.FC_DIM 64
-    MODEL.RPN.PRE_NMS_TOPK_TEST 50 MODEL.RPN.POST_NMS_TOPK_TEST 5 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 4
-    INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SOLVER.STEPS () SOLVER.MAX_ITER 1 DATALOADER.NUM_WORKERS 0"""
-
-
 NOT_RUN = "<!-- not run -->\n"
 
 
@@ -54,6 +38,10 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return [(page, text) for page, (mark, kind, text) in found if ("not run" if mark else kind) == language]
 
 
+FIRST_PAGES = ("README.md", "quick_start.md")
+SLOW = {"tools/train_net.py", "train", "tools/analyze_model.py", "analyze"}
+
+
 def commands() -> list:
     """The page and the words of each distinct command. Those of README and the quick start run in every test run."""
     found = {}
@@ -61,35 +49,22 @@ def commands() -> list:
         for line in text.replace("\\\n", " ").splitlines():
             if words := tuple(word.removeprefix(".venv/bin/") for word in shlex.split(line, comments=True)):
                 found.setdefault(words[1:] if words[0] == "python" else words, page)
-    marks = {page: () if page in ("README.md", "quick_start.md") else pytest.mark.slow for page in found.values()}
     return [
-        pytest.param(page, words, marks=marks[page], id=f"{page}-{' '.join(words)[:60]}")
+        pytest.param(
+            page,
+            words,
+            marks=() if page in FIRST_PAGES or SLOW.isdisjoint(words) else pytest.mark.slow,
+            id=f"{page}-{' '.join(words)[:60]}",
+        )
         for words, page in found.items()
     ]
 
 
-def in_a_fork(work: Callable[[], object]) -> str:
-    """Do it in a process of its own that need not import everything anew; returns what it printed."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_work, args=(work, sender))
-    process.start()
-    failure, printed = receiver.recv()
-    process.join()
-    assert not failure, f"{failure}\n{printed[-3000:]}"
-    return printed
-
-
-def _work(work: Callable[[], object], sender) -> None:
-    torch.set_num_threads(1)  # OpenMP does not survive a fork
-    failure, printed = "", io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        try:
-            work()
-        except SystemExit as end:
-            failure = f"exit code {end.code}" if end.code else ""
-        except BaseException:
-            failure = traceback.format_exc()
-    sender.send((failure, printed.getvalue()))
+def printed_in_a_fork(function: Callable[..., None], *arguments: object) -> str:
+    """Call a function in a process of its own; return what it printed."""
+    done = in_a_fork(function, *arguments)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +96,10 @@ def files(tmp_path_factory) -> Path:
         (coco / "annotations" / f"instances_{split}.json").write_text(json.dumps(val | {"categories": things}))
         shutil.copytree(root / "images", coco / split)
     config = re.findall(r"^```yaml\n(.*?)^```", (REPO / "docs/parts.md").read_text(), re.DOTALL | re.MULTILINE)[0]
-    (root / "my_config.yaml").write_text(config)
+    short = re.sub(r"MAX_ITER: \d+, STEPS: \[.*?\]", "MAX_ITER: 1, STEPS: []", config)
+    short = short.replace("ROI_HEADS: {", "ROI_HEADS: {BATCH_SIZE_PER_IMAGE: 4, ")
+    assert "MAX_ITER: 1" in short and "BATCH_SIZE_PER_IMAGE: 4" in short
+    (root / "my_config.yaml").write_text(f"{short}INPUT: {{MIN_SIZE_TRAIN: [64]}}\nDATALOADER: {{NUM_WORKERS: 0}}\n")
     return root
 
 
@@ -130,34 +108,8 @@ def trained(files) -> Path:
     """A run of one step on these files, with an evaluation."""
     data = "--train-json train.json --train-images images --val-json val.json --val-images images"
     words = f"tools/train_net.py --config quickstart_R18_FPN_gn_scratch {data} OUTPUT_DIR trained".split()
-    in_a_fork(lambda: run_command(words, files))
+    printed_in_a_fork(run_command, words, files)
     return files / "trained"
-
-
-def run_command(words: Sequence[str], folder: Path) -> None:
-    """Run a command of the docs in ``folder``, in this process and cut down to a step."""
-    tool, *words = words
-    if tool == "torchrun":  # its one process is this one
-        tool, *words = words[[Path(word).suffix for word in words].index(".py") :]
-    if tool == "gn-det":
-        tool, *words = words
-        sys.argv = [f"gn-det {tool}"]
-        run = importlib.import_module(f"gn_det.cli.{tool}").cli
-    else:
-        sys.argv = [str(REPO / tool)]
-        run = runpy.run_path(sys.argv[0])["cli"]
-    if "--num-gpus" in words:
-        words[words.index("--num-gpus") + 1] = "1"
-    if "--norms" in words:  # one training for all
-        words[words.index("--norms") + 1], words[words.index("--batch-size") + 1] = "BN*", "4"
-    if run.__module__.endswith("analyze"):
-        words[:0] = [] if "--size" in words else ["--size", "64"]
-    if run.__module__.endswith(("train", "norms")):
-        words += shlex.split(SMALL)
-    os.chdir(folder)
-    os.environ["DETECTRON2_DATASETS"] = str(folder / "datasets")
-    sys.argv += words
-    tool_module.run_tool(run)
 
 
 def prepare_outputs(words: Sequence[str], trained: Path) -> None:
@@ -184,28 +136,36 @@ def test_the_documents_have_commands():
     assert len(commands()) >= 20
 
 
+def number_of_trainings(words: Sequence[str]) -> int:
+    """Return the number of trainings of a norm study."""
+    values = dict(itertools.pairwise(words))
+    lists = [values[flag].split(",") for flag in ("--norms", "--batch-size")]
+    return len(lists[0]) * len(lists[1]) * int(values.get("--seeds", 1))
+
+
 @pytest.mark.parametrize(("page", "words"), commands())
 def test_command_runs(page, words, files, trained):
+    """Of the norm studies, that of README trains. The others only plan, because each training is a process of its own."""
     if words[0] == "make":
         assert re.search(f"^{words[1]}:", (REPO / "Makefile").read_text(), re.MULTILINE)
         return
     prepare_outputs(words, trained)
-    in_a_fork(lambda: run_command(words, files))
+    if "--norms" in words and page != "README.md":
+        printed = printed_in_a_fork(plan_study, words, files)
+        assert printed.count("would train") == number_of_trainings(words)
+    else:
+        printed_in_a_fork(run_command, words, files)
 
 
-@pytest.mark.slow
+def test_readme_has_a_norm_study():
+    assert any(page == "README.md" and "--norms" in words for page, words in (row.values for row in commands()))
+
+
 @pytest.mark.parametrize(("page", "text"), blocks("python"))
 def test_programs_run(page, text, files, trained):
-    def work():
-        prepare_outputs(["output/mine"], trained)
-        os.chdir(files)
-        shutil.rmtree("output/own_project", ignore_errors=True)
-        short = (files / "my_config.yaml").read_text()
-        short = re.sub(r"MAX_ITER: \d+, STEPS: \[.*?\]", "MAX_ITER: 1, STEPS: []", short)
-        (files / "my_config.yaml").write_text(short + "INPUT: {MIN_SIZE_TRAIN: [64]}\n")
-        exec(compile(text, page, "exec"), {"__name__": "__main__"})
-
-    in_a_fork(work)
+    shutil.rmtree(files / "output", ignore_errors=True)
+    prepare_outputs(["output/mine"], trained)
+    printed_in_a_fork(run_program, text, page, files)
 
 
 @pytest.mark.parametrize(("page", "text"), blocks("yaml"))
@@ -221,21 +181,13 @@ def test_scripts_parse(page, text):
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path, monkeypatch):
+def test_the_notebook_runs(tmp_path):
     """From top to bottom, with fewer images and iterations, and without Jupyter."""
     book = json.loads((REPO / "notebooks" / "gn_det_in_ten_minutes.ipynb").read_text())
     text = "\n".join("".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code")
-    short = text.replace("ITERATIONS = 540", "ITERATIONS = 10").replace(
+    short = text.replace("ITERATIONS = 540", "ITERATIONS = 6").replace(
         "num_train=300, num_val=60", "num_train=4, num_val=3"
     )
-    assert short.count("ITERATIONS = 10 ") == 1 and "num_train=4" in short
-    display = types.ModuleType("IPython.display")
-    display.Image = display.Markdown = lambda *content, **options: (content, options)
-    display.display = print
-    ipython = types.ModuleType("IPython")
-    ipython.version_info = (9, 0)  # matplotlib asks
-    monkeypatch.setitem(sys.modules, "IPython", ipython)
-    monkeypatch.setitem(sys.modules, "IPython.display", display)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    printed = in_a_fork(lambda: exec(compile(short, "notebook", "exec"), {"__name__": "__main__"}))
+    assert short.count("ITERATIONS = 6 ") == 1 and "num_train=4" in short
+    printed = printed_in_a_fork(run_notebook, short, tmp_path)
     assert "GroupNorm equals by_hand: True" in printed and "box AP" in printed

@@ -1,4 +1,6 @@
-"""Config texts that make models small."""
+"""Config texts that make models small, and the shipped configs whose models are the same."""
+
+from detectron2.config import CfgNode
 
 # A training step of a model of full depth in about a second on one core. Random weights, nothing frozen.
 SMALL = """
@@ -37,6 +39,69 @@ MODEL:
   ROI_HEADS: {NAME: Res5ROIHeads}
 """,
 }
+
+
+# A config of each model that gn_det ships, and the configs whose models differ from it in depth and weights only.
+MODELS = {
+    "quickstart_R18_FPN_gn_scratch": [],
+    "mask_rcnn_R50_C4_frozenbn": [],
+    "mask_rcnn_R50_C4_gn": [],
+    "mask_rcnn_R50_C4_ln": [],
+    "mask_rcnn_R50_FPN_frozenbn": ["mask_rcnn_R101_FPN_frozenbn"],
+    "mask_rcnn_R50_FPN_frozenbn_4conv1fc": [],
+    "mask_rcnn_R50_FPN_frozenbn_gnhead": [],
+    "mask_rcnn_R50_FPN_frozenbn_bnhead": [],
+    "mask_rcnn_R50_FPN_bn_4conv1fc": [],
+    "mask_rcnn_R50_FPN_syncbn_scratch": [],
+    "mask_rcnn_R50_FPN_gn_gnhead": [],
+    "mask_rcnn_R50_FPN_gn": [
+        "mask_rcnn_R50_FPN_gn_long",
+        "mask_rcnn_R50_FPN_gn_scratch",
+        "mask_rcnn_R101_FPN_gn",
+        "mask_rcnn_R101_FPN_gn_long",
+        "mask_rcnn_R101_FPN_gn_scratch",
+        "timm_mask_rcnn_R50_FPN_gn",
+    ],
+    "detectron2_mask_rcnn_R50_FPN_gn_3x": [
+        "detectron2_mask_rcnn_R50_FPN_gn_scratch_3x",
+        "detectron2_mask_rcnn_R50_FPN_gn_scratch_9x",
+        "mmdet_mask_rcnn_R50_FPN_gn_2x",
+        "mmdet_mask_rcnn_R50_FPN_gn_3x",
+        "mmdet_mask_rcnn_R50_FPN_gn_contrib_2x",
+        "mmdet_mask_rcnn_R50_FPN_gn_contrib_3x",
+        "mmdet_mask_rcnn_R50_FPN_gn_scratch_6x",
+        "mmdet_mask_rcnn_R101_FPN_gn_2x",
+        "mmdet_mask_rcnn_R101_FPN_gn_3x",
+    ],
+    "mmdet_faster_rcnn_R50_FPN_gn_scratch_6x": [],
+    "mmdet_faster_rcnn_R50_FPN_gn_ws_1x": ["mmdet_faster_rcnn_R101_FPN_gn_ws_1x"],
+    "mmdet_faster_rcnn_X50_FPN_gn_ws_1x": ["mmdet_faster_rcnn_X101_FPN_gn_ws_1x"],
+    "mmdet_mask_rcnn_R50_FPN_gn_ws_2x": [
+        "mmdet_mask_rcnn_R50_FPN_gn_ws_20_23_24e",
+        "mmdet_mask_rcnn_R101_FPN_gn_ws_2x",
+        "mmdet_mask_rcnn_R101_FPN_gn_ws_20_23_24e",
+    ],
+    "mmdet_mask_rcnn_X50_FPN_gn_ws_2x": [
+        "mmdet_mask_rcnn_X50_FPN_gn_ws_20_23_24e",
+        "mmdet_mask_rcnn_X101_FPN_gn_ws_2x",
+        "mmdet_mask_rcnn_X101_FPN_gn_ws_20_23_24e",
+    ],
+}
+
+
+def make_narrow(cfg: CfgNode, width: int = 32) -> CfgNode:
+    """Reduce the channels of a config, and ResNet-101 to ResNet-50; return the config.
+
+    The parts, layers and norms stay. A ResNet-18 stays as it is, because detectron2 fixes its channels.
+    """
+    model = cfg.MODEL
+    if model.RESNETS.DEPTH >= 50:
+        model.RESNETS.DEPTH = 50
+        model.RESNETS.STEM_OUT_CHANNELS, model.RESNETS.RES2_OUT_CHANNELS = width, 2 * width
+        model.RESNETS.WIDTH_PER_GROUP = width // model.RESNETS.NUM_GROUPS
+    model.FPN.OUT_CHANNELS = model.ROI_BOX_HEAD.CONV_DIM = model.ROI_MASK_HEAD.CONV_DIM = width
+    model.ROI_BOX_HEAD.FC_DIM = 2 * width
+    return cfg
 
 
 def flatten(node: dict, prefix: str = "") -> dict:

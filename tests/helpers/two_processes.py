@@ -1,35 +1,36 @@
-"""Train variants in two processes, and in one: ``python two_processes.py VARIANTS.json``.
-
-The file maps the number of processes to the arguments of the variants. The variants of one number train one after the
-other in the same processes, so that these are started once.
-"""
+"""Train variants in the same two processes, one after the other, so that these are started once."""
 
 import argparse
-import json
 import logging
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 from gn_det.launch.arguments import argument_parser
 from gn_det.launch.processes import launch
-from gn_det.launch.run import main
+from gn_det.launch.run import finish, setup
+from gn_det.training.trainer import train
 
 
-def parse(words: list[str]) -> argparse.Namespace:
-    """Return the arguments of a variant."""
+def train_in_processes(number: int, variants: Sequence[Sequence[str]]) -> None:
+    """Train each variant in ``number`` processes.
+
+    Args:
+        number: the value of ``--num-gpus``.
+        variants: the arguments of each variant, without ``--num-gpus``.
+    """
+    args = _parse(["--num-gpus", str(number), *variants[0]])
+    args.variants = variants
+    launch(_train_all, args)
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
     return argument_parser("").parse_args(words)
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train all variants in this process."""
+def _train_all(args: argparse.Namespace) -> None:
     for words in args.variants:
-        main(parse(words))
+        cfg = setup(_parse(words))
+        train(cfg)
+        if cfg.DATASETS.TEST:  # otherwise the report has nothing to show
+            finish(cfg)
         for name in list(logging.root.manager.loggerDict):
             logging.getLogger(name).handlers.clear()  # so that no variant writes to the log of another one
-
-
-if __name__ == "__main__":
-    for processes, variants in json.loads(Path(sys.argv[1]).read_text()).items():
-        args = parse(["--num-gpus", processes, *variants[0]])
-        args.variants = variants
-        launch(train, args)

@@ -2,10 +2,13 @@
 
 GN does not depend on the batch. For an exact comparison, each image must have the same weight in the loss: each has two
 objects, all anchors and proposals are sampled, and only the objects themselves are foreground.
+
+One job trains all variants: starting two processes takes longer than training.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.paths import REPO
+from helpers.forks import fork_tool, in_a_fork
+from helpers.paths import TOOLS
+from helpers.two_processes import train_in_processes
 
 EVERYTHING_SAMPLED = """
     MODEL.RPN.BATCH_SIZE_PER_IMAGE 2400 MODEL.RPN.POSITIVE_FRACTION 1.0 MODEL.RPN.NMS_THRESH 1.0
@@ -25,6 +30,12 @@ EVERYTHING_SAMPLED = """
     SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 3 SOLVER.STEPS () SOLVER.WARMUP_ITERS 0 SOLVER.BASE_LR 0.01 SEED 7
 """.split()
 NORM_KEYS = ("MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NORM")
+BN = [word for key in NORM_KEYS for word in (key, "BN")]
+FOUR_IMAGES = ["SOLVER.IMS_PER_BATCH", "4"]
+ACCUMULATED = "TRAIN.ACCUMULATE 2 TRAIN.CHECKPOINT_ACTIVATIONS True TRAIN.CHANNELS_LAST True".split()
+OPTIONS = """SOLVER.MAX_ITER 6 SOLVER.STEPS () SOLVER.IMS_PER_BATCH 2 SEED 5 DATALOADER.NUM_WORKERS 0 TEST.EVAL_PERIOD 2
+    MODEL.RPN.POST_NMS_TOPK_TEST 10 TRAIN.BEST True TRAIN.EMA.ENABLED True TRAIN.EARLY_STOP.MIN_DELTA 100.0
+    TRAIN.PICTURES 1""".split()
 
 
 @pytest.fixture(scope="module")
@@ -48,46 +59,79 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def train(
-    data: Path, output: Path, norm: str, *opts: object, processes: int, torchrun: bool = False
-) -> dict[str, torch.Tensor]:
-    launcher = [sys.executable, "-W", "ignore"]
-    if torchrun:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, str(REPO / "tools/train_net.py"), "--config", "quickstart_R18_FPN_gn_scratch"]
-    command += ["--train-json", str(data / "train.json"), "--train-images", str(data)]
-    command += [] if torchrun else ["--num-gpus", str(processes)]
-    command += [*EVERYTHING_SAMPLED, "OUTPUT_DIR", str(output)]
-    command += [word for key in NORM_KEYS for word in (key, norm)] + list(map(str, opts))
+def arguments(data: Path, output: Path, *opts: str, evaluated: bool = False) -> list[str]:
+    """Return the arguments of a training, with an evaluation on the training data if ``evaluated``."""
+    words = ["--config", "quickstart_R18_FPN_gn_scratch"]
+    for role in ("train", "val")[: 1 + evaluated]:
+        words += [f"--{role}-json", str(data / "train.json"), f"--{role}-images", str(data)]
+    return [*words, *opts, "OUTPUT_DIR", str(output)]
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of the outputs of all variants, and what the two processes printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    one = {"GN": [], "BN": BN, "four images": FOUR_IMAGES}
+    two = {**one, "four images": FOUR_IMAGES + ACCUMULATED}
+    stopped = arguments(data, folder / "stopped", *OPTIONS, "TRAIN.EARLY_STOP.PATIENCE", "1", evaluated=True)
+    printed = []
+    for number, named, more in ((2, two, [stopped]), (1, one, [])):
+        variants = [
+            arguments(data, folder / f"{name} {number}", *EVERYTHING_SAMPLED, *opts) for name, opts in named.items()
+        ]
+        done = in_a_fork(train_in_processes, number, variants + more)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        printed.append(done.stdout)
+    return folder, printed[0]
+
+
+def load(output: Path, name: str = "model_final.pth") -> dict:
+    return torch.load(output / name, weights_only=True)
+
+
+def difference(a: Path, b: Path) -> float:
+    """Return the largest difference of the final weights of two runs."""
+    weights, others = load(a)["model"], load(b)["model"]
+    assert weights.keys() == others.keys()
+    return max((weights[key].double() - others[key].double()).abs().max().item() for key in weights)
+
+
+def test_two_processes_equal_one_with_gn(trained):
+    assert difference(trained[0] / "GN 1", trained[0] / "GN 2") < 1e-5
+
+
+def test_two_processes_differ_from_one_with_bn(trained):
+    assert difference(trained[0] / "BN 1", trained[0] / "BN 2") > 1e-3
+
+
+def test_gradient_accumulation_on_two_processes_equals_whole_batch_on_one(trained):
+    assert difference(trained[0] / "four images 1", trained[0] / "four images 2") < 1e-5
+
+
+@pytest.mark.slow
+def test_torchrun_equals_one_process_with_gn(trained, data, tmp_path):
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, str(TOOLS / "train_net.py"), *arguments(data, tmp_path / "two", *EVERYTHING_SAMPLED)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+    assert difference(trained[0] / "GN 1", tmp_path / "two") < 1e-5
 
 
-def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max((a[key].double() - b[key].double()).abs().max().item() for key in a)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("torchrun", [False, True], ids=["--num-gpus 2", "torchrun"])
-def test_two_processes_equal_one_with_gn(data, tmp_path, torchrun):
-    one = train(data, tmp_path / "one", "GN", processes=1)
-    two = train(data, tmp_path / "two", "GN", processes=2, torchrun=torchrun)
-    assert difference(one, two) < 1e-5
+def test_early_stop_on_two_processes_saves_best_and_averaged_weights(trained):
+    output, printed = trained[0] / "stopped", trained[1]
+    assert "Training stops early, after 4 of 6 iterations" in printed and str(output / "model_best.pth") in printed
+    final, best = load(output), load(output, "model_best.pth")
+    assert final["model"].keys() == final["raw_model"].keys() == best["model"].keys() and final["iteration"] == 3
+    assert not any(key.startswith("module.") for key in final["model"])
 
 
 @pytest.mark.slow
-def test_two_processes_differ_from_one_with_bn(data, tmp_path):
-    one = train(data, tmp_path / "one", "BN", processes=1)
-    two = train(data, tmp_path / "two", "BN", processes=2)
-    assert difference(one, two) > 1e-3
-
-
-@pytest.mark.slow
-def test_gradient_accumulation_on_two_processes_equals_whole_batch_on_one(data, tmp_path):
-    batch = ("SOLVER.IMS_PER_BATCH", 4)
-    one = train(data, tmp_path / "one", "GN", *batch, processes=1)
-    options = ("TRAIN.ACCUMULATE", 2, "TRAIN.CHECKPOINT_ACTIVATIONS", True, "TRAIN.CHANNELS_LAST", True)
-    two = train(data, tmp_path / "two", "GN", *batch, *options, processes=2)
-    assert difference(one, two) < 1e-5
+def test_stopped_run_is_continued_on_two_processes(trained, data, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(trained[0] / "stopped", output)
+    words = arguments(data, output, *OPTIONS, "TRAIN.EARLY_STOP.PATIENCE", "5", evaluated=True)
+    done = fork_tool("--num-gpus", 2, "--resume", *words)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "resumes from iteration 4" in done.stdout and load(output)["iteration"] == 5
+    names = sorted(path.name[-12:] for path in (output / "records").iterdir())
+    assert names == ["0000002.json", "0000004.json", "0000006.json"]

@@ -14,6 +14,7 @@ from gn_det.evaluation.run_folder import read_datasets
 from gn_det.launch.arguments import argument_parser
 from gn_det.launch.prepare import prepare
 from gn_det.launch.processes import launch
+from helpers.forks import fork_tool
 from helpers.tools import own_data, run_tool
 
 SHORT = """SOLVER.MAX_ITER 4 SOLVER.STEPS () SOLVER.CHECKPOINT_PERIOD 2 SOLVER.IMS_PER_BATCH 2 SEED 5
@@ -59,7 +60,7 @@ def test_checkpoint_contains_class_names(trained):
 def test_evaluation_of_a_checkpoint_gives_the_same_ap(trained, data, tmp_path):
     output, _ = trained
     arguments = ["--config", output / "config.yaml", *own_data(data)[4:], "--eval-only", "OUTPUT_DIR", tmp_path]
-    done = run_tool(*arguments, "MODEL.WEIGHTS", output / "model_final.pth")
+    done = fork_tool(*arguments, "MODEL.WEIGHTS", output / "model_final.pth")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (first,), (second,) = ([json.loads(p.read_text()) for p in (o / "records").iterdir()] for o in (output, tmp_path))
     assert first["box"] == second["box"] and first["mask"] == second["mask"] and second["iteration"] is None
@@ -72,7 +73,7 @@ def test_evaluation_on_other_classes_is_refused(trained, data, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(other))
     arguments = ["--val-json", tmp_path / "other.json", "--val-images", data / "val", "--eval-only"]
     weights = ["MODEL.WEIGHTS", trained[0] / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
-    done = run_tool("--config", "quickstart_R18_FPN_gn_scratch", *arguments, *weights)
+    done = fork_tool("--config", "quickstart_R18_FPN_gn_scratch", *arguments, *weights)
     assert done.returncode == 2 and "was trained for the classes ['circle'" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -82,10 +83,10 @@ def test_run_is_continued_with_resume_and_never_overwritten(trained, data, tmp_p
     shutil.copytree(trained[0], output)
     arguments = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(data), *SHORT, "OUTPUT_DIR", output]
     before = (output / "model_final.pth").read_bytes()
-    done = run_tool(*arguments)
+    done = fork_tool(*arguments)
     assert done.returncode == 2 and "already contains a run: continue it with --resume" in done.stderr
     assert (output / "model_final.pth").read_bytes() == before
-    done = run_tool("--resume", *arguments, "SOLVER.MAX_ITER", 6)
+    done = fork_tool("--resume", *arguments, "SOLVER.MAX_ITER", 6)
     assert done.returncode == 0 and "Starting training from iteration 4" in done.stdout
     assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 5
     assert (output / "records" / "quickstart_R18_FPN_gn_scratch-own_shapes_val-0000006.json").is_file()
@@ -93,7 +94,7 @@ def test_run_is_continued_with_resume_and_never_overwritten(trained, data, tmp_p
 
 def test_resume_without_a_checkpoint_starts_from_scratch(data, tmp_path):
     arguments = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(data)[:4], *SHORT, "SOLVER.MAX_ITER", 1]
-    done = run_tool("--resume", *arguments, "OUTPUT_DIR", tmp_path / "out")
+    done = fork_tool("--resume", *arguments, "OUTPUT_DIR", tmp_path / "out")
     assert done.returncode == 0 and "holds no checkpoint, so training begins from scratch" in done.stdout
     assert "test data none, because --val-json is not given" in done.stdout
 
@@ -149,7 +150,7 @@ def test_mistake_in_a_tool_gives_exit_code_2_and_no_traceback(tmp_path):
         ["--config", "nowhere"],
         ["--num-gpus", 2, "--config", "quickstart_R18_FPN_gn_scratch", "A.B", 1],
     ):
-        done = run_tool(*arguments)
+        done = fork_tool(*arguments)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.strip().splitlines()[-1].startswith("error: ")
         assert "Traceback" not in done.stderr
 
@@ -190,7 +191,7 @@ def test_evaluate_detections_tool(data, tmp_path):
     rows = [{**{key: a[key] for key in keys}, "score": 0.5} for a in truth["annotations"]]
     (tmp_path / "found.json").write_text(json.dumps(rows))
     arguments = ["--annotations", data / "val.json", "--detections", tmp_path / "found.json"]
-    done = run_tool(*arguments, tool="evaluate_detections.py")
+    done = fork_tool(*arguments, tool="evaluate_detections.py")
     assert done.returncode == 0 and "| found.json   | bbox   | 100.0 |" in done.stdout
-    done = run_tool(*arguments[:3], tmp_path / "no.json", tool="evaluate_detections.py")
+    done = fork_tool(*arguments[:3], tmp_path / "no.json", tool="evaluate_detections.py")
     assert done.returncode == 2 and "cannot be read" in done.stderr and "Traceback" not in done.stderr
