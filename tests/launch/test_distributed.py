@@ -23,10 +23,10 @@ from helpers.paths import TOOLS
 from helpers.two_processes import train_in_processes
 
 EVERYTHING_SAMPLED = """
-    MODEL.RPN.BATCH_SIZE_PER_IMAGE 2400 MODEL.RPN.POSITIVE_FRACTION 1.0 MODEL.RPN.NMS_THRESH 1.0
+    MODEL.RPN.BATCH_SIZE_PER_IMAGE 4800 MODEL.RPN.POSITIVE_FRACTION 1.0 MODEL.RPN.NMS_THRESH 1.0
     MODEL.RPN.PRE_NMS_TOPK_TRAIN 200 MODEL.RPN.POST_NMS_TOPK_TRAIN 50 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 64
     MODEL.ROI_HEADS.POSITIVE_FRACTION 1.0 MODEL.ROI_HEADS.IOU_THRESHOLDS [0.99]
-    INPUT.RANDOM_FLIP none INPUT.MIN_SIZE_TRAIN (96,) DATALOADER.NUM_WORKERS 0
+    INPUT.RANDOM_FLIP none INPUT.MIN_SIZE_TRAIN (96,) DATALOADER.NUM_WORKERS 0 DATALOADER.ASPECT_RATIO_GROUPING False
     SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 3 SOLVER.STEPS () SOLVER.WARMUP_ITERS 0 SOLVER.BASE_LR 0.01 SEED 7
 """.split()
 NORM_KEYS = ("MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NORM")
@@ -40,18 +40,18 @@ OPTIONS = """SOLVER.MAX_ITER 6 SOLVER.STEPS () SOLVER.IMS_PER_BATCH 2 SEED 5 DAT
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Four 96 x 96 images of noise, each with two rectangles."""
+    """Four images of noise, each with two rectangles. Their sizes differ, so that batches are padded."""
     folder, rng = tmp_path_factory.mktemp("two objects"), np.random.default_rng(0)
     images, annotations = [], []
-    for number in range(4):
-        pixels = rng.integers(0, 120, (96, 96, 3), dtype=np.uint8)
+    for number, (height, width) in enumerate([(96, 96), (96, 150), (130, 96), (96, 96)]):
+        pixels = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
         for left in (4, 52):
             x, y, w, h = left, *rng.integers(8, 40, 3).tolist()
             pixels[y : y + h, x : x + w] = rng.integers(120, 255, 3)
             box = {"bbox": [x, y, w, h], "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]], "area": w * h}
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0, **box})
         Image.fromarray(pixels).save(folder / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "height": 96, "width": 96})
+        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
     categories = [{"id": 1, "name": "rectangle"}]
     (folder / "train.json").write_text(
         json.dumps({"images": images, "annotations": annotations, "categories": categories})
