@@ -34,8 +34,8 @@ def ignore_padding(model: nn.Module) -> nn.Module:
 
     Call it once, after the model is built; a second call changes nothing. The statistics of GN, LN
     and IN are then those of each image's rectangle. With another norm, or none, the padding is set to
-    zero after each convolution. Parameters, state-dict keys and classes stay, and copies of the model
-    keep the change.
+    zero after each convolution. Parameters and state-dict keys stay, and copies of the model keep the
+    change.
 
     Args:
         model: detectron2's GeneralizedRCNN, ProposalNetwork or RetinaNet with a ResNet, with or
