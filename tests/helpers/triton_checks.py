@@ -15,7 +15,8 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch.autograd.graph import saved_tensors_hooks
 
 from gn_det.acceleration.fuse import fuse
-from gn_det.ops import fused, group_norm, select, tiling
+from gn_det.ops import FusedGroupNorm, fused, group_norm, select, tiling
+from gn_det.ops.padding import Extents, extents_in_use
 from gn_det.ops.triton_pieces import sample_start
 
 assert os.environ["TRITON_INTERPRET"] == "1" and os.environ[select.ENVIRONMENT] == "triton"
@@ -204,3 +205,21 @@ def test_sample_start_beyond_2_to_the_31():
     out = torch.zeros(1, dtype=torch.int64)
     _store_start[(1,)](torch.tensor([3], dtype=torch.int32), out, 2**11, 2**20)
     assert out.item() == 3 * 2**31
+
+
+def test_kernels_normalize_each_image_without_its_padding(tile_kind):
+    extents = Extents(padded=(16, 24), sizes=((16, 8), (8, 24)))
+    layer = FusedGroupNorm(4, 12, activation="relu")
+    x = torch.randn(2, 12, 8, 12, requires_grad=True)
+    dy = torch.randn(x.shape)
+    with extents_in_use(extents):
+        y = layer(x)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    for image, (h, w) in enumerate(extents.rectangles(x)):
+        alone = x.detach()[image : image + 1, :, :h, :w].clone().requires_grad_()
+        expected = torch.nn.functional.group_norm(alone, 4).relu()
+        (gradient,) = torch.autograd.grad(expected, alone, dy[image : image + 1, :, :h, :w])
+        for found, part in ((y, expected), (dx, gradient)):
+            assert torch.allclose(found[image : image + 1, :, :h, :w], part, atol=1e-5)
+            assert not found[image, :, h:].any()
+            assert not found[image, :, :, w:].any()
