@@ -29,6 +29,7 @@ lint: install
 	@.ci/words
 
 docs: install
+	@rm -rf docs/api # generated; pages of names that are gone would stay
 	@$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
 
 # The pages that are written from data: MODEL_ZOO.md and docs/config_keys.md.
