@@ -38,8 +38,6 @@ def replacing(path: str | Path, name: str = "", hint: str = "") -> Iterator[Path
             os.fsync(file.fileno())
         os.replace(part, path)
         _sync_folder(path.parent)
-    except GNDetError:
-        raise
     except Exception as error:
         if not _is_from_writing(error):
             raise

@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in percent
 RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-_RECORD_KEYS = {"bbox": "box", "segm": "mask"}
+RECORD_KEYS = {"bbox": "box", "segm": "mask"}  # task -> its key in a record
 
 
 def metric_names(cfg: CfgNode) -> list[str]:
@@ -28,5 +28,5 @@ def storage_key(cfg: CfgNode) -> str:
 def metric_in_record(record: dict[str, Any], metric: str) -> float:
     """Return the value of a metric such as ``bbox/AP`` in a result record; NaN if the record lacks it."""
     kind, name = metric.split("/", 1)
-    value = (record.get(_RECORD_KEYS[kind]) or {}).get(name)
+    value = (record.get(RECORD_KEYS[kind]) or {}).get(name)
     return math.nan if value is None else value

@@ -10,14 +10,7 @@ import argparse
 
 from ..errors import GNDetError
 from ..experiments.norm_study import Study, plan
-from ..launch.arguments import argument_parser
-
-
-def _parse_numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be integers separated by commas, such as 1,2,4") from None
+from ..launch.arguments import argument_parser, parse_numbers
 
 
 def _parse_weights(text: str) -> tuple[str, str]:
@@ -35,7 +28,7 @@ def cli() -> None:
     )
     parser.add_argument(
         "--batch-size",
-        type=_parse_numbers,
+        type=parse_numbers,
         default=[1, 2, 4],
         metavar="N,N",
         help="batch sizes to compare, in images (default: 1,2,4)",

@@ -16,7 +16,7 @@ class Key:
         default: default value.
         text: description, in Markdown, for the documentation page of all keys.
         recipe: whether the value is part of the recipe of a run. Runs with the same recipe count as
-            repetitions of one experiment. "always": yes. "changed": only if it differs from the
+            repetitions of one experiment. "always": yes. "if changed": only if it differs from the
             default. "never": no, because the key changes where or how a run is computed, but not
             what is computed.
     """
@@ -24,7 +24,7 @@ class Key:
     name: str
     default: Any
     text: str
-    recipe: Literal["always", "changed", "never"] = "changed"
+    recipe: Literal["always", "if changed", "never"] = "if changed"
 
 
 KEYS = (

@@ -18,7 +18,6 @@ _SECTIONS = {
     "INFERENCE": "Inference",
     "TEST": "Evaluation",
 }
-_RECIPE = {"always": "always", "changed": "if changed", "never": "never"}
 
 
 def keys_page() -> str:
@@ -33,7 +32,7 @@ def keys_page() -> str:
 
 
 def _row(key: Key) -> str:
-    return f"| `{key.name}` | `{key.default!r}` | {key.text} | {_RECIPE[key.recipe]} |"
+    return f"| `{key.name}` | `{key.default!r}` | {key.text} | {key.recipe} |"
 
 
 if __name__ == "__main__":

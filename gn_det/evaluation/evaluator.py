@@ -198,13 +198,13 @@ def _tasks(rows: list[dict]) -> tuple[str, ...]:
     return tuple(task for task, key in SHAPE_KEYS.items() if any(key in row for row in rows)) or ("bbox",)
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+def build_evaluator(cfg: CfgNode, dataset_name: str, write_files: bool = True) -> COCOEvaluator:
     """Build the evaluator of boxes and, with ``MODEL.MASK_ON``, masks.
 
-    It writes the detections to ``OUTPUT_DIR/inference/DATASET``.
+    It writes the detections to ``OUTPUT_DIR/inference/DATASET``, if ``write_files``.
     """
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name) if write_files else None
     return COCOEvaluator(dataset_name, tasks, output_dir=folder, use_fast_impl=cfg.TEST.FAST_COCO)
 
 

@@ -10,14 +10,13 @@ from tabulate import tabulate
 from ..data.coco import register_annotations
 from ..download.fetch import fetch
 from ..errors import GNDetError
-from ..metrics import METRICS
+from ..metrics import METRICS, RECORD_KEYS
 from ..zoo import index as zoo
 from .evaluator import COCOEvaluator, read_detections
 from .hotcoco_data import SHAPE_KEYS
 
 NUM_IMAGES = 5000  # in COCO val2017, which Detectron calls coco_2014_minival
 TOLERANCE = 0.1  # AP; the published values are rounded to one digit
-_KINDS = {"bbox": "box", "segm": "mask"}  # task -> its key in a record
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,13 @@ def _check(entry: zoo.Entry, task: str, path: str | Path, images: int) -> Check:
             )
     evaluator.load_detections(used, path)
     found = evaluator.evaluate()[task]
-    return Check(task, entry.published[_KINDS[task]], found, images, len(rows) - len(used))
+    return Check(task, entry.published[RECORD_KEYS[task]], found, images, len(rows) - len(used))
 
 
 def format_checks(name: str, checks: tuple[Check, ...]) -> str:
     """Format published and recomputed AP as a table, followed by whether they agree."""
     rows = [
-        [f"{_KINDS[c.task]} AP", c.published, c.found["AP"], c.found["AP"] - c.published]
+        [f"{RECORD_KEYS[c.task]} AP", c.published, c.found["AP"], c.found["AP"] - c.published]
         + [c.found[metric] for metric in METRICS[1:]]
         for c in checks
     ]
@@ -120,7 +119,7 @@ def _verdict(checks: tuple[Check, ...]) -> str:
             f"Only {images} of the {NUM_IMAGES} images of COCO val2017 were evaluated, so the differences mean nothing."
         )
         return text + f" {left_out} detections on other images were left out." * bool(left_out)
-    if failed := [_KINDS[check.task] for check in checks if check.failed]:
+    if failed := [RECORD_KEYS[check.task] for check in checks if check.failed]:
         return (
             f"All {NUM_IMAGES} images were evaluated. The published {' and '.join(failed)} AP was not reproduced: "
             f"the difference is above {TOLERANCE}."

@@ -34,7 +34,7 @@ _NOT_RECIPE = {
     *(key.name for key in KEYS if key.recipe == "never"),
 }
 # Config keys that are part of the recipe only if they are changed, with their defaults.
-_IF_CHANGED = {key.name: key.default for key in KEYS if key.recipe == "changed"}
+_IF_CHANGED = {key.name: key.default for key in KEYS if key.recipe == "if changed"}
 
 
 def make_record(cfg: CfgNode, dataset_name: str, results: dict, seconds_per_image: float | None = None) -> dict:

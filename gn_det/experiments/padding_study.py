@@ -4,7 +4,6 @@ The model is evaluated at several batch sizes, once as stock detectron2 does, wh
 statistics, features and proposals, and once with ``MODEL.GN.IGNORE_PADDING``. The weights are the same.
 """
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ..errors import GNDetError
 from ..evaluation.evaluator import build_evaluator
 from ..evaluation.run_folder import register_datasets
 from ..files import save_json, save_text
+from ..metrics import RECORD_KEYS
 from ..prediction.trained import find_trained, load_trained
 from ..quiet import quiet
 from ..training.trainer import Trainer
@@ -45,16 +45,14 @@ def measure(run: str | Path, batch_sizes: Sequence[int], device: str) -> list[di
     register_datasets(run)
     if not cfg.DATASETS.TEST:
         raise GNDetError(f"{run} has no test dataset: train with --val-json and --val-images.")
-    cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = device, ""
+    cfg.MODEL.DEVICE, name = device, cfg.DATASETS.TEST[0]
     rows = []
     for ignore in (True, False):
         cfg.MODEL.GN.IGNORE_PADDING = ignore
-        model = load_trained(copy.deepcopy(cfg))
+        model = load_trained(cfg.clone())
         for batch in batch_sizes:
             cfg.INFERENCE.BATCH_SIZE = batch
-            name = cfg.DATASETS.TEST[0]
-            evaluator = build_evaluator(cfg, name)
-            evaluator._output_dir = None  # the files of the run stay as they are
+            evaluator = build_evaluator(cfg, name, write_files=False)  # the files of the run stay as they are
             with quiet():
                 results = inference_on_dataset(model, Trainer.build_test_loader(cfg, name), evaluator)
             rows.append({"ignore_padding": ignore, "batch": batch, **_ap(results)})
@@ -62,8 +60,7 @@ def measure(run: str | Path, batch_sizes: Sequence[int], device: str) -> list[di
 
 
 def _ap(results: dict) -> dict[str, float | None]:
-    kinds = {"box": "bbox", "mask": "segm"}
-    return {kind: round(results[task]["AP"], 4) if task in results else None for kind, task in kinds.items()}
+    return {kind: round(results[task]["AP"], 4) if task in results else None for task, kind in RECORD_KEYS.items()}
 
 
 def table(rows: Sequence[dict]) -> str:

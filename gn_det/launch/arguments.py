@@ -53,3 +53,11 @@ def config_from_args(args: argparse.Namespace) -> CfgNode:
     if not args.config_file:
         raise GNDetError("No config is given: pass one, for example --config configs/mask_rcnn_R50_FPN_gn.yaml.")
     return load_config(args.config_file, args.opts)
+
+
+def parse_numbers(text: str) -> list[int]:
+    """Parse an argument such as "1,2,4"; argparse prints the error."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be integers separated by commas, such as 1,2,4") from None

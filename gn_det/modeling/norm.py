@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..errors import GNDetError, did_you_mean
-from ..ops.padding import current_rectangles, within_rectangles
+from ..ops.padding import within_rectangles
 
 # detectron2's config keys for the norms of the parts of a model.
 NORM_KEYS = ("MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NORM")
@@ -120,10 +120,7 @@ class GroupNorm(nn.GroupNorm):
         if torch.jit.is_scripting():
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         else:  # noqa: RET505 - an explicit else, so that TorchScript does not compile it
-            rectangles = current_rectangles(x)
-            if rectangles is not None:
-                return within_rectangles(self._normalize, x, rectangles)
-            return self._normalize(x)
+            return within_rectangles(self._normalize, x)
 
     @torch.jit.unused
     def _normalize(self, x: torch.Tensor, _: torch.Tensor | None = None) -> torch.Tensor:

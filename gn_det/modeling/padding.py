@@ -123,10 +123,8 @@ def _crop(features: Sequence[Tensor], image: int) -> list[Tensor]:
 
 
 def _pool_each_image(pooler: ROIPooler, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
-    """Crop the maps first: RoIAlign interpolates between the last pixel of a map and what lies beyond it."""
-    forward = functools.partial(
-        type(pooler).forward, pooler
-    )  # looked up here: the class may change after ignore_padding
+    """Crop the maps, because RoIAlign interpolates between the last pixel of a map and the padding."""
+    forward = functools.partial(type(pooler).forward, pooler)  # use_row_poolers may have changed the class
     if extents_of(x[0]) is None:
         return forward(x, box_lists)
     return torch.cat([forward(_crop(x, image), [boxes]) for image, boxes in enumerate(box_lists)])
@@ -152,15 +150,10 @@ def _propose_for_each_image(
 def _ignore_in_dense_head(model: Any) -> None:
     """Change RetinaNet, whose head predicts at each pixel of the feature maps."""
     _clear_after_layers(model.head)
-    model.head.forward = functools.partial(_run_head, model.head.forward)
+    model.head.forward = functools.partial(_with_extents, model.head.forward, 0)
     model.forward_inference = functools.partial(_detect_in_each_image, model.forward_inference)
-    model.forward_training = functools.partial(_train_dense, model.forward_training)
+    model.forward_training = functools.partial(_with_extents, model.forward_training, 1)
     model.label_anchors = functools.partial(_label_anchors, model.label_anchors, model.anchor_generator)
-
-
-def _run_head(forward: Callable, features: list[Tensor]) -> Any:
-    with extents_in_use(extents_of(features[0])):
-        return forward(features)
 
 
 def _detect_in_each_image(
@@ -179,9 +172,10 @@ def _detect_in_each_image(
     return detected
 
 
-def _train_dense(forward: Callable, images: ImageList, features: list[Tensor], *rest: Any) -> dict[str, Tensor]:
-    with extents_in_use(extents_of(features[0])):
-        return forward(images, features, *rest)
+def _with_extents(forward: Callable, position: int, *args: Any) -> Any:
+    """Call a function within the extents of the feature maps, which are its argument at a position."""
+    with extents_in_use(extents_of(args[position][0])):
+        return forward(*args)
 
 
 def _label_anchors(
@@ -192,10 +186,9 @@ def _label_anchors(
     extents = current_extents()
     if extents is None:
         return labels, boxes
-    for image, (height, width) in enumerate(extents.sizes):
-        outside = []
-        for on_level, stride in zip(anchors, generator.strides, strict=True):
-            cell = (on_level.get_centers() / stride - generator.offset).round()
-            outside.append((cell[:, 0] >= -(-width // stride)) | (cell[:, 1] >= -(-height // stride)))
-        labels[image] = labels[image].masked_fill(torch.cat(outside), -1)
+    cells = [(a.get_centers() / s - generator.offset).round() for a, s in zip(anchors, generator.strides, strict=True)]
+    for image, label_of_anchors in enumerate(labels):
+        ends = [extents.at_stride(stride)[image] for stride in generator.strides]
+        outside = [(cell[:, 0] >= w) | (cell[:, 1] >= h) for cell, (h, w) in zip(cells, ends, strict=True)]
+        labels[image] = label_of_anchors.masked_fill(torch.cat(outside), -1)
     return labels, boxes

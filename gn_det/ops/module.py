@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from . import function
-from .padding import current_rectangles, within_rectangles
+from .padding import within_rectangles
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -44,10 +44,7 @@ class FusedGroupNorm(nn.GroupNorm):
                 y = y + residual
             return y if self.activation is None else torch.relu(y)
         else:  # noqa: RET505 - an explicit else, so that TorchScript does not compile it
-            rectangles = current_rectangles(x)
-            if rectangles is not None:
-                return within_rectangles(self._normalize, x, rectangles, residual)
-            return self._normalize(x, residual)
+            return within_rectangles(self._normalize, x, residual)
 
     @torch.jit.unused
     def _normalize(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:

@@ -32,6 +32,10 @@ class Extents:
     padded: tuple[int, int]
     sizes: tuple[tuple[int, int], ...]
 
+    def at_stride(self, stride: int) -> list[tuple[int, int]]:
+        """Return (h, w) of each image in feature maps of a stride."""
+        return [_at_stride(size, stride) for size in self.sizes]
+
     def rectangles(self, x: torch.Tensor) -> list[tuple[int, int]]:
         """Return (h, w) of each image in a feature map of this batch.
 
@@ -46,7 +50,7 @@ class Extents:
         """
         for log2 in range(_MAX_STRIDE_LOG2 + 1):
             if tuple(x.shape[2:]) == _at_stride(self.padded, 2**log2):
-                return [_at_stride(size, 2**log2) for size in self.sizes]
+                return self.at_stride(2**log2)
         raise ValueError(f"{tuple(x.shape)} is not a feature map of images of {self.padded} pixels at a stride of 2^n")
 
 
@@ -108,20 +112,23 @@ def clear_padding(x: torch.Tensor) -> torch.Tensor:
 
 
 def within_rectangles(
-    function: Callable[..., torch.Tensor],
-    x: torch.Tensor,
-    rectangles: list[tuple[int, int]],
-    residual: torch.Tensor | None = None,
+    function: Callable[..., torch.Tensor], x: torch.Tensor, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Apply a function to the rectangle of each image, and return zeros elsewhere.
 
+    If no image of x is padded, this is ``function(x, residual)``.
+
     Args:
-        function: takes a part (1, C, h, w) of x, and that of the residual or None; returns a tensor of its shape.
+        function: takes a part (1, C, h, w) of x, and that of the residual or None; returns a tensor of
+            the shape of the part.
         x, residual: (N, C, H, W).
 
     Returns:
         (N, C, H, W). The padding of x gets no gradient.
     """
+    rectangles = current_rectangles(x)
+    if rectangles is None:
+        return function(x, residual)
     outputs = []
     for image, (h, w) in enumerate(rectangles):
         parts = [None if t is None else t[image : image + 1, :, :h, :w] for t in (x, residual)]

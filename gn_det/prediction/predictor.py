@@ -93,7 +93,6 @@ class Predictor:
         if min_score is not None:  # filter inside the model, so that it predicts no masks for dropped boxes
             self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(min_score)
         self.model = load_trained(self.cfg)
-        self._mixes_sizes = self.cfg.MODEL.GN.IGNORE_PADDING
         size = self.cfg.INPUT.MIN_SIZE_TEST
         self._resize = T.ResizeShortestEdge([size, size], self.cfg.INPUT.MAX_SIZE_TEST)
 
@@ -180,7 +179,8 @@ class Predictor:
                 yield Prediction(name, problem=str(image))
                 continue
             sample = self._sample(image)
-            if not self._mixes_sizes and batch and sample["image"].shape != batch[0][1]["image"].shape:
+            needs_one_size = not self.cfg.MODEL.GN.IGNORE_PADDING
+            if needs_one_size and batch and sample["image"].shape != batch[0][1]["image"].shape:
                 yield from self._flush(batch)
             batch.append((Prediction(name, image), sample))
             if len(batch) == self.batch_size:

@@ -19,8 +19,9 @@ import numpy as np
 from ..errors import GNDetError
 from ..evaluation.evaluator import check_ids
 from ..evaluation.hotcoco_data import SHAPE_KEYS, HotcocoData, claim_hotcoco
+from ..metrics import RECORD_KEYS
 
-KINDS = {"box": "bbox", "mask": "segm"}  # kind of shape -> task
+KINDS = {kind: task for task, kind in RECORD_KEYS.items()}  # "box" or "mask" -> task
 IOU = 0.5  # lowest IoU of a match, except for AP
 ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # types of errors in TIDE
 

@@ -16,7 +16,7 @@ from .analysis import IOU, Analysis, analyze_detections
 from .detail import analysis_details
 from .source import Source, describe_dataset, read_source
 
-_PADDING = {"True": "ignored", "False": "as in stock detectron2"}
+_PADDING: dict[object, str] = {True: "ignored", False: "as in stock detectron2"}
 _PARTS = ("backbone", "FPN", "box head", "mask head")  # in the order of NORM_KEYS
 _MAX_NAMES = 12  # number of class names that are listed
 _MAX_ROUNDING = 0.05  # largest difference, in percent, between the AP of a record and of the same detections
@@ -143,7 +143,7 @@ def _facts(source: Source) -> list[tuple[str, str]]:
     facts = {
         "Config": record.get("config") or cfg.MODEL.GN.CONFIG,
         "Norms": ", ".join(norms),
-        "Padding": _PADDING.get(str(record.get("ignore_padding"))),
+        "Padding": _PADDING.get(record.get("ignore_padding")),
         **(trained if source.metrics else {"Weights": cfg.MODEL.WEIGHTS}),  # without metrics, it was only evaluated
         "Evaluated on": source.dataset and describe_dataset(source.dataset, source.truth),
         "Classes": _classes(source),

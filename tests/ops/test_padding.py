@@ -104,5 +104,6 @@ def test_residual_of_the_padding_is_left_out():
 
 def test_within_rectangles_calls_the_function_once_per_image():
     shapes = []
-    within_rectangles(lambda x, _: shapes.append(tuple(x.shape)) or x, feature_map(8), [(12, 8), (4, 16)])
+    with extents_in_use(EXTENTS):
+        within_rectangles(lambda x, _: shapes.append(tuple(x.shape)) or x, feature_map(8))
     assert shapes == [(1, 8, 12, 8), (1, 8, 4, 16)]
