@@ -9,7 +9,9 @@ INSTALLED := $(VENV)/.installed
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); if [ $$n -gt 8 ]; then echo 8; else echo $$n; fi)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: demo test test-all lint docs pages install clean
+TRITON ?= 3.2.0 3.3.1 3.4.0 3.5.1 3.6.0
+
+.PHONY: demo test test-all lint docs kernels pages install clean
 
 demo: install
 	@$(BIN)/python tools/train_net.py --config configs/quickstart_R18_FPN_gn_scratch.yaml SEED 1 \
@@ -31,6 +33,10 @@ lint: install
 docs: install
 	@rm -rf docs/api # generated; pages of names that are gone would stay
 	@$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+
+# Compile the Triton kernels for an A100 and an H100 with the given versions of Triton: make kernels TRITON="3.4.0 3.6.0"
+kernels: install
+	@BIN="$(BIN)" sh packaging/kernels.sh $(TRITON)
 
 # The pages that are written from data: MODEL_ZOO.md and docs/config_keys.md.
 pages: install

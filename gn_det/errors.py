@@ -1,4 +1,4 @@
-"""The exception for user errors, and the hint "did you mean"."""
+"""The exceptions for user errors and failed kernels, and the hint "did you mean"."""
 
 import difflib
 from collections.abc import Sequence
@@ -10,6 +10,10 @@ class GNDetError(ValueError):
     The commands print the message and exit with code 2. Any other exception is a bug and is shown with
     its traceback.
     """
+
+
+class KernelError(Exception):
+    """A GPU kernel could not be compiled or launched. PyTorch's kernels can compute the same."""
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -67,11 +67,14 @@ _BLOCKS: dict[type, tuple[type, tuple[str, ...]]] = {
 }
 
 
-def fuse(model: nn.Module) -> int:
+def fuse(model: nn.Module, implementation: str | None = None) -> int:
     """Fuse every GN of a built model with the ReLU and the residual sum that follow it, in place.
 
     Blocks and convolutions of other classes, or with other norms, are not fused. Their GN layers are
     still replaced, by layers that keep the memory format and, under autocast, the dtype of the input.
+
+    Args:
+        implementation: that of :func:`gn_det.ops.group_norm`.
 
     Returns:
         the number of norms that were changed; 0 if the model is fused already.
@@ -89,6 +92,7 @@ def fuse(model: nn.Module) -> int:
     for norm in norms:
         norm.__class__ = FusedGroupNorm
         norm.activation = getattr(norm, "activation", None)  # TorchScript needs it on the object
+        norm.implementation = implementation
     return len(norms)
 
 

@@ -10,9 +10,11 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..modeling.padding import ignore_padding
+from ..ops import select
 from .fuse import fuse
+from .precision import inference_precision
 from .roi_align import use_row_poolers
-from .training import keep_rois_in_float32
+from .training import keep_rois_in_float32, to_channels_last
 
 
 def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = False) -> nn.Module:
@@ -23,10 +25,12 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
 
     - ``MODEL.GN.IGNORE_PADDING``: the outputs for an image do not depend on the padding that other images
       of the batch cause (:func:`gn_det.modeling.padding.ignore_padding`).
-    - ``MODEL.GN.FUSE``: GN, residual sum and ReLU run as one operation.
+    - ``MODEL.GN.FUSE``: GN, residual sum and ReLU run as one operation, on a CPU, and on a GPU with
+      ``GPU.MIXED_PRECISION``. Without it, a GPU runs PyTorch's kernels, which detectron2's layers call.
     - ``INFERENCE.CHANNELS_LAST``: on a CPU, RoIAlign without gradients is computed by rows, and the
       parameters become channels_last.
     - ``INFERENCE.DTYPE`` other than float32: RoIs keep float32 coordinates.
+    - ``GPU.MIXED_PRECISION``: on a GPU, the parameters become channels_last, and RoIs keep float32 coordinates.
 
     Args:
         for_training: the model will be trained, and only evaluated in between. The memory format of
@@ -38,20 +42,22 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
     """
     if cfg.MODEL.GN.IGNORE_PADDING:
         ignore_padding(model)
-    if cfg.MODEL.GN.FUSE:
-        fuse(model)
+    how = inference_precision(cfg)
+    on_gpu = next(model.parameters()).is_cuda
+    if cfg.MODEL.GN.FUSE and (not on_gpu or how.implementation or select.forced):
+        fuse(model, how.implementation)
     if cfg.INFERENCE.CHANNELS_LAST:
         use_row_poolers(model)
-    if cfg.INFERENCE.DTYPE != "float32":
+    if how.dtype is not None:
         keep_rois_in_float32(model)
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    if cfg.INFERENCE.CHANNELS_LAST and on_cpu and not for_training:
-        model.to(memory_format=torch.channels_last)
+    if how.channels_last and not for_training:
+        to_channels_last(model) if on_gpu else model.to(memory_format=torch.channels_last)
     return model
 
 
 def precision(cfg: CfgNode) -> contextlib.AbstractContextManager:
-    """Return the context in which to call a model, so that it computes in ``INFERENCE.DTYPE``."""
-    if cfg.INFERENCE.DTYPE == "float32":
+    """Return the context in which to call a model, so that it computes in the dtype of :func:`inference_precision`."""
+    dtype = inference_precision(cfg).dtype
+    if dtype is None:
         return contextlib.nullcontext()
-    return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype=getattr(torch, cfg.INFERENCE.DTYPE))
+    return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype=dtype)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import GNDetError
 from ..ops.padding import attach_extents, current_extents, extents_in_use, extents_of
+from .precision import training_precision
 
 
 def apply_training_options(cfg: CfgNode, model: nn.Module) -> None:
@@ -28,16 +29,18 @@ def apply_training_options(cfg: CfgNode, model: nn.Module) -> None:
     - ``TRAIN.CHECKPOINT_ACTIVATIONS``: ResNet blocks recompute their activations in the backward pass
       (:func:`checkpoint_activations`).
     - ``TRAIN.CHANNELS_LAST``: parameters and images become channels_last (:func:`to_channels_last`).
+    - ``GPU.MIXED_PRECISION``: on a GPU, both of these.
     - ``TRAIN.COMPILE``: the backbone is compiled (:func:`compile_backbone`).
 
     Raises:
         GNDetError: ``TRAIN.COMPILE`` is True, but ``torch.compile`` does not work on this machine.
     """
-    if cfg.SOLVER.AMP.ENABLED:
+    how = training_precision(cfg)
+    if how.dtype is not None:
         keep_rois_in_float32(model)
     if cfg.TRAIN.CHECKPOINT_ACTIVATIONS:
         checkpoint_activations(model)
-    if cfg.TRAIN.CHANNELS_LAST:
+    if how.channels_last:
         to_channels_last(model)
     if cfg.TRAIN.COMPILE:
         compile_backbone(model)

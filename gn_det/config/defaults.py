@@ -80,7 +80,8 @@ KEYS = (
     Key(
         "MODEL.GN.FUSE",
         True,
-        "Run GN, the residual sum and the ReLU as one operation (`gn_det.ops`). The outputs agree to rounding.",
+        "Run GN, the residual sum and the ReLU as one operation (`gn_det.ops`). The outputs agree to rounding. On a GPU, "
+        "this needs `GPU.MIXED_PRECISION`.",
         "never",
     ),
     Key(
@@ -172,6 +173,13 @@ KEYS = (
     ),
     Key("TRAIN.WANDB.NAME", "", "Name of the Weights & Biases run. Empty: the folder name of `OUTPUT_DIR`.", "never"),
     Key(
+        "GPU.MIXED_PRECISION",
+        False,
+        "On a GPU, train and run inference in bfloat16 (float16 before Ampere) and channels_last, with float32 weights, "
+        "and with GN as Triton kernels. It takes the place of `SOLVER.AMP`, `TRAIN.AMP_DTYPE`, `TRAIN.CHANNELS_LAST` and "
+        "`INFERENCE.DTYPE`. Its speed has not been measured. No effect on CPUs.",
+    ),
+    Key(
         "INFERENCE.CHANNELS_LAST",
         True,
         "On CPUs, run inference in the channels_last memory format, with a faster RoIAlign that reads whole rows of it. "
@@ -195,7 +203,7 @@ KEYS = (
 def add_gn_det_config(cfg: CfgNode) -> None:
     """Add gn_det's keys (:data:`KEYS`) to a detectron2 config, in place.
 
-    The keys are ``TEST.FAST_COCO`` and the sections ``MODEL.GN``, ``TRAIN`` and ``INFERENCE``.
+    The keys are ``TEST.FAST_COCO`` and the sections ``MODEL.GN``, ``TRAIN``, ``GPU`` and ``INFERENCE``.
     """
     for key in KEYS:
         *sections, name = key.name.split(".")

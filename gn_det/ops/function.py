@@ -19,8 +19,8 @@ from . import reference, select
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = (None, "relu")
 
-# x, residual, weight, bias, groups, eps, relu
-_Inputs = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, int, float, bool]
+# implementation, x, residual, weight, bias, groups, eps, relu
+_Inputs = tuple[str, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, int, float, bool]
 _Gradients = tuple[torch.Tensor | None, ...]
 
 
@@ -30,6 +30,7 @@ class _Context:
     Autograd makes the object, which is no instance of this class.
     """
 
+    implementation: str
     groups: int
     relu: bool
     needs_input_grad: tuple[bool, ...]
@@ -50,6 +51,7 @@ def group_norm(
     eps: float = 1e-5,
     residual: torch.Tensor | None = None,
     activation: str | None = None,
+    implementation: str | None = None,
 ) -> torch.Tensor:
     """Compute act(GN(x) * weight + bias + residual), with statistics, weight and bias in float32.
 
@@ -64,6 +66,8 @@ def group_norm(
         eps: the constant that is added to the variance.
         residual: a tensor of the shape of x.
         activation: None or "relu".
+        implementation: "native" or "triton" (on CUDA); None: the fastest one by measurement. See
+            :mod:`gn_det.ops.select`.
 
     Returns:
         ``(N, C, *)`` in the dtype and memory format of x. It can be differentiated once.
@@ -76,19 +80,24 @@ def group_norm(
     """
     if not torch.jit.is_tracing():  # in a trace, sizes are tensors
         _check(x, groups, weight, bias, residual, activation)
-    if select.uses_reference(x):
+    name = select.choose(x, implementation)
+    if name == "reference":
         return reference.group_norm(x, groups, weight, bias, eps, residual, activation)
     memory_format = _memory_format(x)
     x = x.contiguous(memory_format=memory_format)
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
-    args = (x, residual, weight, bias, groups, eps, activation == "relu")
+    args = (name, x, residual, _contiguous(weight), _contiguous(bias), groups, float(eps), activation == "relu")
     y: torch.Tensor
     if torch.compiler.is_compiling():
         y = _forward_operator(*args)[0]
     else:
         y = _GroupNorm.apply(*args) if torch.is_grad_enabled() else select.forward(*args)[0]
     return y
+
+
+def _contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
 
 
 def _check(
@@ -147,9 +156,9 @@ class _GroupNorm(torch.autograd.Function):
 def _save_for_backward(
     ctx: _Context, inputs: _Inputs, outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 ) -> None:
-    x, residual, weight, bias, ctx.groups, _, ctx.relu = inputs
+    ctx.implementation, x, residual, weight, bias, ctx.groups, _, ctx.relu = inputs
     y, mean, rstd = outputs
-    saves_y = ctx.relu and (residual is not None or select.saves_output(x))
+    saves_y = ctx.relu and (residual is not None or select.saves_output(ctx.implementation))
     mask_from_x = ctx.relu and not saves_y  # computing the mask from x needs the bias
     ctx.save_for_backward(x, y if saves_y else None, mean, rstd, weight, bias if mask_from_x else None)
 
@@ -161,15 +170,17 @@ def _gradients(ctx: _Context, dy: torch.Tensor, backward: Callable[..., _Gradien
         backward: :func:`select.backward` or the operator that wraps it.
     """
     x, y, mean, rstd, weight, bias = ctx.saved_tensors
-    required = ctx.needs_input_grad[:4]
+    required = ctx.needs_input_grad[1:5]
     dy = dy.contiguous(memory_format=_memory_format(x))
     # Without a ReLU the gradient of the residual is dy itself.
     computed = [required[0], required[1] and ctx.relu, *required[2:]]
-    dx, dresidual, dweight, dbias = backward(dy, x, y, mean, rstd, weight, bias, ctx.groups, ctx.relu, computed)
+    dx, dresidual, dweight, dbias = backward(
+        ctx.implementation, dy, x, y, mean, rstd, weight, bias, ctx.groups, ctx.relu, computed
+    )
     if required[1] and not ctx.relu:
         dresidual = dy
     gradients = (dx, dresidual, dweight, dbias)
-    return *(g if r else None for g, r in zip(gradients, required, strict=True)), None, None, None
+    return None, *(g if r else None for g, r in zip(gradients, required, strict=True)), None, None, None
 
 
 # The same function as operators for torch.compile, which does not trace into an operator.
@@ -177,6 +188,7 @@ def _gradients(ctx: _Context, dy: torch.Tensor, backward: Callable[..., _Gradien
 
 @torch.library.custom_op("gn_det::group_norm", mutates_args=())
 def _forward_operator(
+    implementation: str,
     x: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor | None,
@@ -185,11 +197,12 @@ def _forward_operator(
     eps: float,
     relu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return select.forward(x, residual, weight, bias, groups, eps, relu)
+    return select.forward(implementation, x, residual, weight, bias, groups, eps, relu)
 
 
 @_forward_operator.register_fake
 def _(
+    implementation: str,
     x: torch.Tensor,
     residual: torch.Tensor | None,
     weight: torch.Tensor | None,
@@ -204,6 +217,7 @@ def _(
 
 @torch.library.custom_op("gn_det::group_norm_backward", mutates_args=())
 def _backward_operator(
+    implementation: str,
     dy: torch.Tensor,
     x: torch.Tensor,
     y: torch.Tensor | None,
@@ -216,13 +230,14 @@ def _backward_operator(
     needs: Sequence[bool],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients; those not needed are empty, because an operator cannot return None."""
-    gradients = select.backward(dy, x, y, mean, rstd, weight, bias, groups, relu, needs)
+    gradients = select.backward(implementation, dy, x, y, mean, rstd, weight, bias, groups, relu, needs)
     dx, dresidual, dweight, dbias = (x.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return dx, dresidual, dweight, dbias
 
 
 @_backward_operator.register_fake
 def _(
+    implementation: str,
     dy: torch.Tensor,
     x: torch.Tensor,
     y: torch.Tensor | None,

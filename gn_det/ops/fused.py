@@ -4,10 +4,9 @@ The functions have the signatures of those in ``native.py``.
 
 If a whole group fits into one program, x is read once (``triton_whole.py``: RoIs and the upper
 pyramid levels). Otherwise x is read twice, by as many programs as fill the GPU
-(``triton_split.py``).
+(``triton_split.py``). A forward pass has one or two launches, a backward pass two.
 """
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +14,19 @@ from typing import NamedTuple
 import torch
 
 from . import tiling, triton_split, triton_whole
+from .launcher import Constants, Kernel, current_stream, is_aligned
 from .tiling import Sizes, SplitTile, WholeTile
+
+# Triton's options and tile sizes for the sums per group (GROUPS, WIDTH) and per chunk (ROWS, GROUPS).
+_GROUP_TILE = {"GROUPS": 16, "WIDTH": 16}
+_CHUNK_TILE = {"GROUPS": 16, "ROWS": 128}
+
+whole_forward = Kernel(triton_whole.forward)
+whole_backward = Kernel(triton_whole.backward)
+split_statistics = Kernel(triton_split.statistics)
+split_apply = Kernel(triton_split.apply)
+split_sums = Kernel(triton_split.gradient_sums)
+split_gradient = Kernel(triton_split.apply_gradient)
 
 
 class _BackwardInputs(NamedTuple):
@@ -40,33 +51,24 @@ def forward(
     relu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return y, mean and rstd, as :func:`gn_det.ops.native.forward` does."""
-    sizes = _sizes(x, groups)
+    if _on_other_device(x):
+        with torch.cuda.device(x.device):
+            return forward(x, residual, weight, bias, groups, eps, relu)
+    plan, stream = _plan(x.shape, x.is_contiguous(), x.element_size(), groups, 1, relu), current_stream(x)
+    aligned = is_aligned(x, residual, weight, bias)
     y = torch.empty_like(x)
-    mean = x.new_empty((sizes.samples, groups), dtype=torch.float32)
+    mean = torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
-    tensors = (x, residual, _contiguous(weight), _contiguous(bias), y, mean, rstd)
-    with _current_device(x):
-        if whole := tiling.whole_tile(sizes, tensors=1):
-            constants = _constants(whole, sizes, 1)
-            triton_whole.forward[(whole.programs,)](*tensors, *_counts(sizes), float(eps), RELU=relu, **constants)
-        else:
-            split = tiling.split_tile(sizes, _multiprocessors(x.device))
-            _statistics(x, mean, rstd, sizes, split, float(eps))
-            args = (*tensors, *_counts(sizes, split), split.tiles)
-            triton_split.apply[(split.programs,)](*args, RELU=relu, **_constants(split, sizes, 1))
+    work, counters = _workspace(x, stream, plan)
+    if plan.whole:
+        args = (x, residual, weight, bias, y, mean, rstd, work, *plan.counts, eps)
+        whole_forward(plan.programs, stream, args, plan.constants, aligned)
+    else:
+        args = (x, mean, rstd, work, counters, *plan.counts, *plan.parts, eps)
+        split_statistics(plan.programs, stream, args, plan.sum_constants, aligned)
+        args = (x, residual, weight, bias, y, mean, rstd, *plan.counts)
+        split_apply(plan.programs, stream, args, plan.constants, aligned)
     return y, mean, rstd
-
-
-def _statistics(
-    x: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, sizes: Sizes, split: SplitTile, eps: float
-) -> None:
-    """Compute mean and rstd of each group in two steps and store them into ``mean`` and ``rstd``."""
-    partial = _empty_pairs(x, sizes, split)
-    inputs = (x, partial, sizes.channels, sizes.pixels, split.chunks, split.tiles)
-    triton_split.statistics[(split.programs,)](*inputs, **_constants(split, sizes, 1))
-    length = split.pixels * split.tiles
-    args = (partial, mean, rstd, *_counts(sizes, split), length, eps)
-    triton_split.finish_statistics[(mean.numel(),)](*args, BLOCK=256, **_options(4))
 
 
 def backward(
@@ -82,87 +84,148 @@ def backward(
     needs: Sequence[bool],
 ) -> tuple[torch.Tensor | None, ...]:
     """Return the gradients that :func:`gn_det.ops.native.backward` returns."""
-    sizes = _sizes(x, groups)
+    if _on_other_device(x):
+        with torch.cuda.device(x.device):
+            return backward(dy, x, y, mean, rstd, weight, bias, groups, relu, needs)
+    plan = _plan(x.shape, x.is_contiguous(), x.element_size(), groups, 2, relu)
+    inputs = _BackwardInputs(dy, x, y, mean, rstd, weight, bias)
     dx = torch.empty_like(x) if needs[0] else None
-    sums = mean.new_empty((2, sizes.samples, sizes.channels))
-    inputs = _BackwardInputs(dy, x, y, mean, rstd, _contiguous(weight), _contiguous(bias))
-    with _current_device(x):
-        if whole := tiling.whole_tile(sizes, tensors=2):
-            dresidual = torch.empty_like(x) if needs[1] else None
-            args = (*inputs, dx, dresidual, sums, *_counts(sizes), sizes.samples)
-            triton_whole.backward[(whole.programs,)](*args, RELU=relu, **_constants(whole, sizes, 2))
-        else:
-            dresidual = _backward_split(inputs, dx, sums, sizes, relu)
-    dweight, dbias = sums.sum(1) if needs[2] or needs[3] else (None, None)
+    if plan.whole:
+        dresidual = torch.empty_like(x) if needs[1] else None
+        affine = _backward_whole(inputs, dx, dresidual, plan, sums=needs[2] or needs[3])
+    else:
+        # The last kernel reads dresidual, if it exists, instead of dy and y.
+        dresidual = None if y is None else torch.empty_like(x)
+        affine = _backward_split(inputs, dx, dresidual, plan)
+    dweight, dbias = (None, None) if affine is None else affine.unbind()
     return dx, dresidual if needs[1] else None, dweight, dbias
 
 
-def _backward_split(
-    inputs: _BackwardInputs, dx: torch.Tensor | None, sums: torch.Tensor, sizes: Sizes, relu: bool
+def _backward_whole(
+    inputs: _BackwardInputs, dx: torch.Tensor | None, dresidual: torch.Tensor | None, plan: "_Plan", sums: bool
 ) -> torch.Tensor | None:
-    """Store the results into ``dx`` and ``sums``; return the gradient of the residual if y was saved."""
-    x, mean = inputs.x, inputs.mean
-    split = tiling.split_tile(sizes, _multiprocessors(x.device))
-    counts, constants = _counts(sizes, split), _constants(split, sizes, 2)
-    partial, slopes, shifts = _empty_pairs(x, sizes, split), torch.empty_like(mean), torch.empty_like(mean)
-    # The last kernel reads dresidual, if it exists, instead of dy and y.
-    dresidual = None if inputs.y is None else torch.empty_like(x)
-    args = (*inputs, dresidual, partial, *counts, split.tiles)
-    triton_split.gradient_sums[(split.programs,)](*args, RELU=relu, **constants)
-    args = (partial, inputs.weight, sums, slopes, shifts, *counts, sizes.samples)
-    triton_split.finish_sums[(mean.numel(),)](*args, WIDTH=16, BLOCK=64, **_options(4))
-    if dx is not None:
-        g, relu = (inputs.dy, relu) if dresidual is None else (dresidual, False)
-        args = (g, x, mean, inputs.rstd, slopes, shifts, inputs.weight, inputs.bias, dx, *counts, split.tiles)
-        triton_split.apply_gradient[(split.programs,)](*args, RELU=relu, **constants)
-    return dresidual
+    """Store the results into ``dx`` and ``dresidual``; return dL/dweight and dL/dbias, (2, C), if ``sums``."""
+    x, samples = inputs.x, inputs.x.shape[0]
+    per_sample = _empty(x, samples, 2, x.shape[1])
+    args = (*inputs, dx, dresidual, per_sample, _empty(x, plan.floats), *plan.counts, samples)
+    whole_backward(plan.programs, current_stream(x), args, plan.constants, is_aligned(*inputs))
+    return per_sample.sum(0) if sums else None
 
 
-def _sizes(x: torch.Tensor, groups: int) -> Sizes:
-    """Return the sizes of x, contiguous or channels_last; a single pixel counts as channels_last."""
-    pixels = x.shape[2:].numel()
-    return Sizes(x.shape[0], x.shape[1], pixels, groups, pixels == 1 or not x.is_contiguous(), x.element_size())
+def _backward_split(
+    inputs: _BackwardInputs, dx: torch.Tensor | None, dresidual: torch.Tensor | None, plan: "_Plan"
+) -> torch.Tensor:
+    """Store the results into ``dx`` and ``dresidual``; return dL/dweight and dL/dbias, (2, C)."""
+    x, stream, aligned = inputs.x, current_stream(inputs.x), is_aligned(*inputs)
+    samples, channels = x.shape[:2]
+    # Not the workspace of the stream: another thread may launch a forward pass between the two kernels.
+    work, (_, counters) = _empty(x, plan.floats), _workspace(x, stream, plan)
+    args = (*inputs, dresidual, work, counters, *plan.counts, *plan.parts)
+    split_sums(plan.programs, stream, args, plan.sum_constants, aligned)
+    affine = _empty(x, 2, channels)
+    g, constants = (inputs.dy, plan.constants) if dresidual is None else (dresidual, plan.constants_without_relu)
+    programs = 0 if dx is None else plan.programs
+    target = x if dx is None else dx  # no program stores into x if there are none for dx
+    args = (g, x, *inputs[3:], work, target, affine, *plan.counts, samples, programs)
+    split_gradient(programs + -(-channels // _CHUNK_TILE["GROUPS"]), stream, args, constants, aligned)
+    return affine
 
 
-def _counts(sizes: Sizes, split: SplitTile | None = None) -> tuple[int, ...]:
-    """Return the integer arguments that the kernels have in common, in their order."""
-    counts = (sizes.channels, sizes.pixels, sizes.groups)
-    return counts if split is None else (*counts, split.chunks)
+def _on_other_device(x: torch.Tensor) -> bool:
+    """Return whether x is not on the current device, on which Triton launches."""
+    return x.is_cuda and x.get_device() != torch.cuda.current_device()
 
 
-def _empty_pairs(x: torch.Tensor, sizes: Sizes, split: SplitTile) -> torch.Tensor:
-    """Return an uninitialized tensor (N, C, chunks, 2) for two numbers per channel and chunk."""
-    return x.new_empty((sizes.samples, sizes.channels, split.chunks, 2), dtype=torch.float32)
+def _empty(x: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Return an uninitialized float32 tensor on the device of x."""
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
 
 
-def _contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+class _Plan(NamedTuple):
+    """All that the launches for tensors of one size have in common.
+
+    Attributes:
+        whole: whether x is read once.
+        programs: the number of programs that divide x.
+        counts, parts: the integer arguments that most kernels have, and those for sums over chunks.
+        floats: the size of the memory ``work``.
+        counters: the number of counters.
+        constants: name and value of the compile-time arguments, then Triton's options.
+        constants_without_relu: the same for the gradient of the ReLU's input.
+        sum_constants: those of the kernels that sum over chunks.
+    """
+
+    whole: bool
+    programs: int
+    counts: tuple[int, ...]
+    parts: tuple[int, ...]
+    floats: int
+    counters: int
+    constants: Constants
+    constants_without_relu: Constants
+    sum_constants: Constants
 
 
 @functools.lru_cache(maxsize=4096)
-def _constants(tile: WholeTile | SplitTile, sizes: Sizes, tensors: int) -> dict[str, int]:
-    """Return the compile-time arguments of a kernel that holds ``tensors`` tensors of x's size."""
-    if isinstance(tile, SplitTile):
-        shape = {"PIXELS": tile.pixels, "CHANNELS": tile.channels}
-    else:
-        full = tile.width == sizes.width
-        shape = {"PIXELS": tile.pixels, "GROUPS": tile.groups, "WIDTH": tile.width, "FULL": full}
-    layout = {"CHANNELS_LAST": sizes.channels_last, "ALIGNMENT": sizes.alignment}
-    return {**shape, **layout, **_options(tiling.num_warps(tile, tensors))}
+def _plan(shape: torch.Size, contiguous: bool, itemsize: int, groups: int, tensors: int, relu: bool) -> _Plan:
+    """Return the plan for tensors (N, C, *), contiguous or channels_last.
+
+    Args:
+        tensors: the number of tensors of x's size that a program holds: 1 in the forward pass, 2 in the backward pass.
+    """
+    samples, channels, pixels = shape[0], shape[1], shape[2:].numel()
+    # With a single pixel, the layouts are the same.
+    sizes = Sizes(samples, channels, pixels, groups, pixels == 1 or not contiguous, itemsize)
+    counts = (channels, pixels, sizes.width)
+    forward = tensors == 1
+    if whole := tiling.whole_tile(sizes, tensors):
+        constants = _constants(whole, whole.block, sizes, tensors, {"RELU": relu}, _GROUP_TILE)
+        floats = 2 * samples * (channels if forward else groups)
+        return _Plan(True, whole.programs, (*counts, whole.block), (), floats, 0, constants, (), ())
+    split = tiling.split_tile(sizes, _multiprocessors())
+    make = functools.partial(_constants, split, split.channels, sizes)
+    # The statistics have two running values for each value that is read.
+    sums = make(2, {} if forward else {"RELU": relu}, _GROUP_TILE | _CHUNK_TILE)
+    applied = [make(tensors, {"RELU": r}, {} if forward else _CHUNK_TILE) for r in (relu, False)]
+    floats = 2 * samples * (split.chunks * (channels + channels // split.piece) + (0 if forward else groups))
+    parts = (split.piece, split.blocks_per_part, samples)
+    counters = samples * split.parts
+    return _Plan(False, split.programs, (*counts, split.chunks, split.tiles), parts, floats, counters, *applied, sums)
 
 
-def _options(num_warps: int) -> dict[str, int]:
+def _constants(
+    tile: WholeTile | SplitTile, block: int, sizes: Sizes, tensors: int, relu: dict[str, bool], tiles: dict[str, int]
+) -> Constants:
+    """Return the constants of a kernel that holds ``tensors`` tiles, in the order of its parameters."""
+    alignment = sizes.alignment(block)
+    constants = {"CHANNELS_LAST": sizes.channels_last, "ALIGNMENT": alignment, **relu}
+    constants |= {"PIXELS": tile.pixels, "CHANNELS": tile.channels, **tiles}
     # enable_fp_fusion is set explicitly, because Triton changes its default.
-    return {"num_warps": num_warps, "enable_fp_fusion": True}
+    options = {"num_warps": tiling.num_warps(tile, tensors, alignment), "enable_fp_fusion": True}
+    return tuple((constants | options).items())
 
 
-def _current_device(x: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Return a context that makes the device of x current: Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+_workspaces: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+
+def _workspace(x: torch.Tensor, stream: int, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return memory for one kernel: ``plan.floats`` numbers, and counters that are 0 before and after the kernel.
+
+    The kernels of one stream run one after the other, so they share it. A captured graph may run on any stream, so
+    each of its kernels has its own.
+    """
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return _empty(x, plan.floats), torch.zeros(plan.counters, dtype=torch.int32, device=x.device)
+    key = (x.get_device(), stream)
+    found = _workspaces.get(key)
+    if found is None or found[0].numel() < plan.floats or found[1].numel() < plan.counters:
+        sizes = (max(plan.floats, 2**18), max(plan.counters, 4096))
+        found = _empty(x, sizes[0]), torch.zeros(sizes[1], dtype=torch.int32, device=x.device)
+        _workspaces[key] = found
+    return found
 
 
 @functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 132  # in Triton's interpreter: the number of an H200
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _multiprocessors() -> int:
+    """Return the number of multiprocessors of the current GPU; in Triton's interpreter, that of an H200."""
+    return torch.cuda.get_device_properties().multi_processor_count if torch.cuda.is_available() else 132

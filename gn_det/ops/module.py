@@ -15,18 +15,20 @@ class FusedGroupNorm(nn.GroupNorm):
     Args:
         args, kwargs: the arguments of ``nn.GroupNorm``.
         activation: None or "relu".
+        implementation: that of :func:`gn_det.ops.group_norm`.
 
     Raises:
         ValueError: the activation is unknown, or ``nn.GroupNorm`` refuses its arguments.
     """
 
     activation: str | None = None
+    implementation: str | None = None
 
-    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, activation: str | None = None, implementation: str | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if activation not in function.ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; it must be None or 'relu'.")
-        self.activation = activation
+        self.activation, self.implementation = activation, implementation
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Normalize x, add the residual and apply the activation (:func:`gn_det.ops.group_norm`).
@@ -48,7 +50,8 @@ class FusedGroupNorm(nn.GroupNorm):
 
     @torch.jit.unused
     def _normalize(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        return function.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, residual, self.activation)
+        arguments = (self.num_groups, self.weight, self.bias, self.eps, residual, self.activation)
+        return function.group_norm(x, *arguments, self.implementation)
 
     def extra_repr(self) -> str:
         """Return the arguments for ``repr``: those of ``nn.GroupNorm``, and the activation."""

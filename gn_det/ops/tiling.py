@@ -19,12 +19,6 @@ MAX_ELEMENTS = 16384  # elements that a program can hold
 SEGMENT_BYTES = 256  # contiguous bytes per pixel of a channels_last tile, if C is large enough
 SECTOR_BYTES = 32  # the smallest number of bytes that the GPU reads at once
 PROGRAMS_PER_PROCESSOR = 4  # about as many as run on a multiprocessor at once
-# With enough work, up to this factor more programs than run at once: the last wave, which does not
-# fill the GPU, is then a small share of the time.
-MAX_WAVES = 4
-# The smallest number of pixels per chunk, unless smaller chunks are needed to fill the GPU. The two
-# numbers that are stored per chunk and channel are then a small share of the memory traffic.
-CHUNK_PIXELS = 128
 
 
 class Sizes(NamedTuple):
@@ -42,35 +36,37 @@ class Sizes(NamedTuple):
         """D, the number of channels per group."""
         return self.channels // self.groups
 
-    @property
-    def alignment(self) -> int:
-        """The largest power of two, up to 8, that divides the length of a row in memory.
+    def alignment(self, block: int) -> int:
+        """Return the number of elements that a thread can read at once from a tile with ``block`` channels.
 
-        A thread can read this number of elements at once.
+        It divides the length of a row in memory. It is 16 bytes, or half of that, or 1, so that few kernels
+        are compiled.
         """
-        return math.gcd(self.channels if self.channels_last else self.pixels, 8)
+        length = math.gcd(self.channels, block) if self.channels_last else self.pixels
+        most = max(1, 16 // self.itemsize)
+        return next((n for n in (most, 4) if n <= most and length % n == 0), 1)
 
 
 @dataclass(frozen=True)
 class WholeTile:
-    """A tile with all pixels of some groups, so that x is read once. Its sizes are powers of two.
+    """A tile with all pixels of some groups, so that x is read once.
 
     Attributes:
-        pixels: P or more.
-        groups: the number of groups per tile.
-        width: D or more.
+        pixels: the number of pixels per tile, a power of four, P or more.
+        channels: the number of channels per tile, a power of two, ``block`` or more.
+        block: the number of channels that a program processes: those of one or more groups.
         programs: the number of programs to launch.
     """
 
     pixels: int
-    groups: int
-    width: int
+    channels: int
+    block: int
     programs: int
 
     @property
     def elements(self) -> int:
         """The number of elements per tile."""
-        return self.pixels * self.groups * self.width
+        return self.pixels * self.channels
 
 
 @dataclass(frozen=True)
@@ -82,6 +78,9 @@ class SplitTile:
         channels: the number of channels per tile, a power of two.
         tiles: the number of tiles per chunk.
         chunks: the number of chunks per sample.
+        piece: the number of adjacent channels that are in one group and in one channel block.
+        blocks_per_part: the number of adjacent channel blocks that have whole groups.
+        parts: the number of such parts per sample.
         programs: the number of programs to launch.
     """
 
@@ -89,6 +88,9 @@ class SplitTile:
     channels: int
     tiles: int
     chunks: int
+    piece: int
+    blocks_per_part: int
+    parts: int
     programs: int
 
     @property
@@ -109,21 +111,22 @@ def whole_tile(sizes: Sizes, tensors: int) -> WholeTile | None:
         None if a group is too large for a program, or if it would be read in pieces shorter than a
         sector.
     """
-    pixels, width = power_of_two(sizes.pixels), power_of_two(sizes.width)
-    group_elements = pixels * width
-    group_bytes = width * sizes.itemsize  # per pixel
-    max_elements, target_elements = MAX_ELEMENTS // tensors, TILE_ELEMENTS // tensors
+    pixels, width = _power_of_four(sizes.pixels), sizes.width
+    scalar = not sizes.channels_last and sizes.alignment(sizes.channels) == 1  # see num_warps
+    most, target = (elements // tensors // (2 if scalar else 1) for elements in (MAX_ELEMENTS, TILE_ELEMENTS))
     groups = 1
     # Take more groups while the contiguous pieces are short or the tile is small.
-    while groups < sizes.groups and 2 * groups * group_elements <= max_elements:
-        short = sizes.channels_last and 2 * groups * group_bytes <= SEGMENT_BYTES // 2
-        if not short and 2 * groups * group_elements > target_elements:
+    while groups < sizes.groups and pixels * power_of_two(2 * groups * width) <= most:
+        short = sizes.channels_last and 2 * groups * width * sizes.itemsize <= SEGMENT_BYTES // 2
+        if not short and pixels * power_of_two(2 * groups * width) > target:
             break
         groups *= 2
-    wasteful = sizes.channels_last and groups < sizes.groups and groups * group_bytes < SECTOR_BYTES
-    if groups * group_elements > max_elements or wasteful:
+    block = min(groups, sizes.groups) * width
+    channels = power_of_two(block)
+    wasteful = sizes.channels_last and block < sizes.channels and block * sizes.itemsize < SECTOR_BYTES
+    if pixels * channels > most or wasteful:
         return None
-    return WholeTile(pixels, groups, width, sizes.samples * -(-sizes.groups // groups))
+    return WholeTile(pixels, channels, block, sizes.samples * -(-sizes.channels // block))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -137,25 +140,36 @@ def split_tile(sizes: Sizes, processors: int) -> SplitTile:
         channels = _channels_per_tile(sizes.channels, SEGMENT_BYTES // sizes.itemsize)
         pixels = TILE_ELEMENTS // channels
     else:
-        pixels = min(TILE_ELEMENTS // 4, max(32, power_of_two(sizes.pixels)))
+        pixels = TILE_ELEMENTS // 4 if sizes.pixels > TILE_ELEMENTS // 16 else TILE_ELEMENTS // 16
         channels = min(TILE_ELEMENTS // pixels, power_of_two(sizes.channels))
     blocks, all_tiles = -(-sizes.channels // channels), -(-sizes.pixels // pixels)
-    # The number of chunks per sample that fills the GPU.
+    # The number of chunks per sample that fills the GPU. More chunks would have more sums to combine.
     filling = -(-PROGRAMS_PER_PROCESSOR * processors // (sizes.samples * blocks))
-    target = min(all_tiles, max(filling, min(MAX_WAVES * filling, all_tiles * pixels // CHUNK_PIXELS)))
-    tiles = -(-all_tiles // target)
+    tiles = -(-all_tiles // min(all_tiles, filling))
     chunks = -(-all_tiles // tiles)  # so that no chunk is empty
-    return SplitTile(pixels, channels, tiles, chunks, sizes.samples * chunks * blocks)
+    piece = math.gcd(sizes.width, channels)
+    blocks_per_part = min(sizes.width // piece, blocks)
+    parts = -(-blocks // blocks_per_part)
+    return SplitTile(pixels, channels, tiles, chunks, piece, blocks_per_part, parts, sizes.samples * chunks * blocks)
 
 
-def num_warps(tile: WholeTile | SplitTile, tensors: int) -> int:
-    """Return the number of warps of a program with ``tensors`` tiles: 32 values per thread."""
-    return min(16, max(1, tile.elements * tensors // 1024))
+def num_warps(tile: WholeTile | SplitTile, tensors: int, alignment: int) -> int:
+    """Return the number of warps of a program with ``tensors`` tiles in registers.
+
+    A thread has 32 values, or 8 if it reads them one at a time, because each of these needs an address.
+    """
+    values = 256 if alignment == 1 else 1024  # per warp
+    return min(16, max(1, tile.elements * tensors // values))
 
 
 def power_of_two(number: int) -> int:
     """Return the smallest power of two that is not below ``number``, which must be 1 or more."""
     return 1 << (number - 1).bit_length()
+
+
+def _power_of_four(number: int) -> int:
+    power = power_of_two(number)
+    return power if power.bit_length() % 2 else 2 * power
 
 
 def _channels_per_tile(channels: int, most: int) -> int:

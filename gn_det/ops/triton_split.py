@@ -1,13 +1,14 @@
 """Triton kernels for maps of any size, in which several programs share the pixels of a sample.
 
-The forward pass computes the statistics of each chunk of pixels, combines them per group, and
-computes the output. The backward pass computes the sums of each chunk, combines them per group, and
-computes dx. A single sample is enough to fill the GPU. No kernel adds atomically, so the results are
-deterministic.
+A single sample is enough to fill the GPU. Each direction has two kernels. The first one computes the sums of
+each chunk of pixels; in each part of a sample, the program that finishes last combines the chunks. The second
+one computes y or dx. The order of all sums is fixed, so the results are deterministic.
 
-Shapes and tiles are those of ``tiling.py``, and ``fused.py`` launches the kernels. PIXELS and
-CHANNELS are the sizes of a ``tiling.SplitTile``; a program loops over the ``tiles`` tiles of its
-chunk of pixels. ``triton_whole.py`` describes what is compiled into a kernel.
+Shapes and tiles are those of ``tiling.py``, and ``fused.py`` launches the kernels. PIXELS and CHANNELS are the
+sizes of a ``tiling.SplitTile``. A program loops over the ``tiles`` tiles of its chunk, in one block of CHANNELS
+channels. A *piece* has ``piece`` adjacent channels, which are in one group and in one block. A *part* has
+``blocks_per_part`` adjacent blocks, which have whole groups. ``triton_whole.py`` describes what is compiled into a
+kernel, and why sums per channel are stored and loaded again.
 """
 
 import triton
@@ -15,47 +16,85 @@ import triton.language as tl
 
 from .triton_pieces import (
     add_and_relu,
-    assume_alignment,
-    load_affine,
+    align,
+    group_statistics,
+    group_sums,
+    load_averages,
+    load_bias,
     load_per_channel,
+    load_weight,
     read,
     relu_backward,
     sample_start,
+    store_pairs,
     tile_offsets,
     write,
 )
 
-_SIZES = ["channels", "pixels", "groups", "chunks", "tiles"]
+_SIZES = ["channels", "pixels", "width", "chunks", "tiles", "piece", "blocks_per_part", "samples"]
 
 
 @triton.jit
 def _program_part(pid, channels, chunks, CHANNELS: tl.constexpr):
-    """Return sample, chunk and channels of program ``pid``, and the mask of the channels that exist."""
+    """Return sample, chunk, block and channels of program ``pid``, and the mask of the channels that exist."""
     blocks = tl.cdiv(channels, CHANNELS)
-    c = pid % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    return pid // blocks // chunks, pid // blocks % chunks, c, c < channels
+    block = pid % blocks
+    c = block * CHANNELS + tl.arange(0, CHANNELS)
+    return pid // blocks // chunks, pid // blocks % chunks, block, c, c < channels
 
 
 @triton.jit
-def _store_pair(pairs, n, chunk, c, valid, channels, chunks, first, second):
-    """Store two numbers per channel into ``pairs`` (N, C, chunks, 2)."""
-    address = pairs + ((n * channels + c) * chunks + chunk) * 2
-    tl.store(address, first, valid)
-    tl.store(address + 1, second, valid)
+def _row(pairs, n, chunk, length, chunks):
+    """Return the address of the row of a chunk in ``pairs`` (N, chunks, 2, length)."""
+    return pairs + (n.to(tl.int64) * chunks + chunk) * length * 2
+
+
+@triton.jit
+def _part_if_last(counters, n, block, channels, chunks, blocks_per_part, CHANNELS: tl.constexpr):
+    """Return whether this program is the last one of its part to call this, and the first and last + 1 channel.
+
+    The last one can load what the others have stored before. ``counters`` (N, parts) must be 0 before the
+    first program calls this, and is 0 after the last one has.
+    """
+    blocks = tl.cdiv(channels, CHANNELS)
+    part = block // blocks_per_part
+    first = part * blocks_per_part
+    last = tl.minimum(first + blocks_per_part, blocks)
+    counter = counters + n * tl.cdiv(blocks, blocks_per_part) + part
+    tl.debug_barrier()  # all threads of this program have stored
+    is_last = tl.atomic_add(counter, 1, sem="acq_rel") == (last - first) * chunks - 1
+    if is_last:
+        tl.store(counter, 0)
+    return is_last, first * CHANNELS, tl.minimum(last * CHANNELS, channels)
+
+
+@triton.jit
+def _load_pieces(rows, i, k, first, last, chunks, pieces_per_group, pieces, ROWS: tl.constexpr, GROUPS: tl.constexpr):
+    """Return the two numbers of piece k of each group from chunk i on, both (ROWS, GROUPS), and the mask."""
+    chunk = i + tl.arange(0, ROWS)
+    g = first + tl.arange(0, GROUPS)
+    mask = (chunk < chunks)[:, None] & (g < last)[None, :]
+    address = rows + chunk[:, None] * (2 * pieces) + (g * pieces_per_group + k)[None, :]
+    # Not from the L1 cache, which may hold what was there before.
+    a = tl.load(address, mask, other=0.0, cache_modifier=".cg")
+    b = tl.load(address + pieces, mask, other=0.0, cache_modifier=".cg")
+    return a, b, mask
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def statistics(
-    x, partial, channels, pixels, chunks, tiles,
+    x, means, rstds, work, counters, channels, pixels, width, chunks, tiles, piece, blocks_per_part, samples, eps,
     CHANNELS_LAST: tl.constexpr, ALIGNMENT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Store each chunk's mean and sum of squared deviations into ``partial`` (N, C, chunks, 2).
+    """Store means and rstds, both (N, G).
 
-    Each element of the tile has a running mean and sum (Welford, Technometrics 1962), so that a
-    large mean or first value causes no cancellation.
+    ``work`` has room for each chunk's mean and sum of squared deviations of each channel (N, chunks, 2, C) and
+    of each piece (N, chunks, 2, C / piece). Each element of the tile has a running mean and sum (Welford,
+    Technometrics 1962), so that a large mean or first value causes no cancellation.
     """
-    channels, pixels = assume_alignment(channels, pixels, CHANNELS_LAST, ALIGNMENT)
-    n, chunk, c, valid = _program_part(tl.program_id(0), channels, chunks, CHANNELS)
+    channels, pixels = align(channels, pixels, CHANNELS_LAST, ALIGNMENT)
+    n, chunk, block, c, valid = _program_part(tl.program_id(0), channels, chunks, CHANNELS)
     start = sample_start(n, channels, pixels)
     mean = tl.zeros((PIXELS, CHANNELS), tl.float32)
     square = tl.zeros((PIXELS, CHANNELS), tl.float32)
@@ -71,44 +110,65 @@ def statistics(
     # The number of values that each element of the tile has seen.
     count = tl.cdiv(tl.maximum(left - tl.arange(0, PIXELS), 0), PIXELS)
     count = tl.minimum(count, tiles).to(tl.float32)[:, None]
-    average = tl.sum(mean * count, 0) / tl.minimum(left, tiles * PIXELS).to(tl.float32)
+    length = tl.minimum(left, tiles * PIXELS)  # pixels of the chunk
+    average = tl.sum(mean * count, 0) / length.to(tl.float32)
     d = mean - average[None, :]
-    _store_pair(partial, n, chunk, c, valid, channels, chunks, average, tl.sum(square + count * d * d, 0))
+    row = _row(work, n, chunk, channels, chunks)
+    store_pairs(row, c, valid, channels, average, tl.sum(square + count * d * d, 0))
+    tl.debug_barrier()
+
+    pieces = channels // piece
+    work += samples.to(tl.int64) * chunks * channels * 2
+    row_of_pieces = _row(work, n, chunk, pieces, chunks)
+    last = tl.minimum((block + 1) * CHANNELS, channels) // piece
+    for first in range(block * CHANNELS // piece, last, GROUPS):
+        mean_of_piece, square_of_piece = group_statistics(row, first, last, channels, piece, length, GROUPS, WIDTH)
+        index = first + tl.arange(0, GROUPS)
+        store_pairs(row_of_pieces, index, index < last, pieces, mean_of_piece, square_of_piece)
+
+    is_last, first, last = _part_if_last(counters, n, block, channels, chunks, blocks_per_part, CHANNELS)
+    if is_last:
+        _finish_statistics(
+            _row(work, n, 0, pieces, chunks), means, rstds, n, first // width, last // width, channels, pixels, width,
+            chunks, tiles * PIXELS, piece, eps, ROWS, GROUPS,
+        )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "length"])
-def finish_statistics(
-    partial, means, rstds, channels, pixels, groups, chunks, length, eps, BLOCK: tl.constexpr
+@triton.jit
+def _finish_statistics(
+    rows, means, rstds, n, first_group, last_group, channels, pixels, width, chunks, length, piece, eps,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Combine the chunks of a group into its mean and rstd (Chan et al., 1979).
+    """Store mean and rstd of some groups, given the pieces of each chunk (Chan et al., 1979).
 
-    All chunks have ``length`` pixels, except the last one, which may have fewer.
+    All chunks have ``length`` pixels, except the last one, which may have fewer. The means are summed as
+    differences from the mean of the first piece, so that a large mean causes no cancellation.
     """
-    row = tl.program_id(0).to(tl.int64)
-    parts = channels // groups * chunks
-    partial += row * parts * 2
-    last = pixels - (chunks - 1) * length
-    size = (channels // groups * pixels).to(tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for i in range(0, parts, BLOCK):
-        part = i + tl.arange(0, BLOCK)
-        count = tl.where(part % chunks == chunks - 1, last, length).to(tl.float32)
-        total += count * tl.load(partial + part * 2, part < parts, other=0.0)
-    mean = tl.sum(total, 0) / size
-    total = tl.zeros((BLOCK,), tl.float32)
-    for i in range(0, parts, BLOCK):
-        part = i + tl.arange(0, BLOCK)
-        count = tl.where(part % chunks == chunks - 1, last, length).to(tl.float32)
-        d = tl.load(partial + part * 2, part < parts, other=0.0) - mean
-        square = tl.load(partial + part * 2 + 1, part < parts, other=0.0)
-        total += tl.where(part < parts, square + count * d * d, 0.0)
-    tl.store(means + row, mean)
-    tl.store(rstds + row, 1 / tl.sqrt(tl.sum(total, 0) / size + eps))
+    groups, size = channels // width, (width * pixels).to(tl.float32)
+    for first in range(first_group, last_group, GROUPS):
+        g = first + tl.arange(0, GROUPS)
+        origin = tl.load(rows + g * (width // piece), g < last_group, other=0.0, cache_modifier=".cg")
+        total = tl.zeros((ROWS, GROUPS), tl.float32)
+        square = tl.zeros((ROWS, GROUPS), tl.float32)
+        for i in range(0, chunks, ROWS):
+            count = tl.minimum(pixels - (i + tl.arange(0, ROWS)) * length, length) * piece
+            count = count.to(tl.float32)[:, None]
+            for k in range(0, width // piece):
+                mean, m2, mask = _load_pieces(
+                    rows, i, k, first, last_group, chunks, width // piece, channels // piece, ROWS, GROUPS
+                )
+                d = tl.where(mask, mean - origin[None, :], 0.0)
+                total += count * d
+                square += m2 + count * d * d
+        d = tl.sum(total, 0) / size
+        variance = tl.maximum(tl.sum(square, 0) / size - d * d, 0.0)
+        tl.store(means + n * groups + g, origin + d, g < last_group)
+        tl.store(rstds + n * groups + g, 1 / tl.sqrt(variance + eps), g < last_group)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def apply(
-    x, residual, weight, bias, y, means, rstds, channels, pixels, groups, chunks, tiles,
+    x, residual, weight, bias, y, means, rstds, channels, pixels, width, chunks, tiles,
     CHANNELS_LAST: tl.constexpr, ALIGNMENT: tl.constexpr, RELU: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -116,12 +176,14 @@ def apply(
 
     The chunks are processed in reverse order, because the cache still holds those that were read last.
     """
-    channels, pixels = assume_alignment(channels, pixels, CHANNELS_LAST, ALIGNMENT)
-    n, chunk, c, valid = _program_part(tl.num_programs(0) - 1 - tl.program_id(0), channels, chunks, CHANNELS)
+    channels, pixels = align(channels, pixels, CHANNELS_LAST, ALIGNMENT)
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
+    n, chunk, block, c, valid = _program_part(pid, channels, chunks, CHANNELS)
+    groups = channels // width
     start = sample_start(n, channels, pixels)
-    w, b = load_affine(weight, bias, c, valid)
-    mean = load_per_channel(means, n, c, valid, channels, groups)
-    scale = load_per_channel(rstds, n, c, valid, channels, groups) * w
+    mean = load_per_channel(means, n, c, valid, width, groups)
+    scale = load_per_channel(rstds, n, c, valid, width, groups) * load_weight(weight, c, valid)[None, :]
+    b = load_bias(bias, c, valid)[None, :]
     for i in range(0, tiles):
         p = (chunk * tiles + i) * PIXELS + tl.arange(0, PIXELS)
         offsets, mask = tile_offsets(p, c, valid, channels, pixels, CHANNELS_LAST)
@@ -131,20 +193,25 @@ def apply(
 
 @triton.jit(do_not_specialize=_SIZES)
 def gradient_sums(
-    dy, x, y, means, rstds, weight, bias, dresidual, partial, channels, pixels, groups, chunks, tiles,
+    dy, x, y, means, rstds, weight, bias, dresidual, work, counters,
+    channels, pixels, width, chunks, tiles, piece, blocks_per_part, samples,
     CHANNELS_LAST: tl.constexpr, ALIGNMENT: tl.constexpr, RELU: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Store each chunk's sums of g * (x - mean) * rstd and of g into ``partial`` (N, C, chunks, 2).
+    """Sum g * (x - mean) * rstd and g over the pixels, where g is the gradient of the ReLU's input.
 
-    g is the gradient of the ReLU's input. It is also stored into ``dresidual``, if that is not None.
+    g is also stored into ``dresidual``, if that is not None. ``work`` has room for the averages of weight * sums
+    over each group (N, 2, G), which :func:`apply_gradient` needs, then the sums of each chunk and channel
+    (N, chunks, 2, C), of which it makes dL/dweight and dL/dbias, then those of each piece (N, chunks, 2, C / piece).
     """
-    channels, pixels = assume_alignment(channels, pixels, CHANNELS_LAST, ALIGNMENT)
-    n, chunk, c, valid = _program_part(tl.program_id(0), channels, chunks, CHANNELS)
+    channels, pixels = align(channels, pixels, CHANNELS_LAST, ALIGNMENT)
+    n, chunk, block, c, valid = _program_part(tl.program_id(0), channels, chunks, CHANNELS)
+    groups = channels // width
     start = sample_start(n, channels, pixels)
-    w, b = load_affine(weight, bias, c, valid)
-    mean = load_per_channel(means, n, c, valid, channels, groups)
-    rstd = load_per_channel(rstds, n, c, valid, channels, groups)
+    mean = load_per_channel(means, n, c, valid, width, groups)
+    rstd = load_per_channel(rstds, n, c, valid, width, groups)
+    scale = rstd * load_weight(weight, c, valid)[None, :]
+    b = load_bias(bias, c, valid)[None, :]
     dweight = tl.zeros((PIXELS, CHANNELS), tl.float32)
     dbias = tl.zeros((PIXELS, CHANNELS), tl.float32)
     for i in range(0, tiles):
@@ -153,74 +220,90 @@ def gradient_sums(
         centered = read(x, start, offsets, mask) - mean
         g = read(dy, start, offsets, mask)
         if RELU:
-            g = relu_backward(g, y, centered, rstd * w, b, start, offsets, mask)
+            g = relu_backward(g, y, centered, scale, b, start, offsets, mask)
         if dresidual is not None:
             write(dresidual, start, offsets, mask, g)
         dweight += g * (centered * rstd)
         dbias += g
-    _store_pair(partial, n, chunk, c, valid, channels, chunks, tl.sum(dweight, 0), tl.sum(dbias, 0))
+    averages = work
+    work += samples.to(tl.int64) * groups * 2
+    row = _row(work, n, chunk, channels, chunks)
+    store_pairs(row, c, valid, channels, tl.sum(dweight, 0), tl.sum(dbias, 0))
+    tl.debug_barrier()
+
+    pieces = channels // piece
+    work += samples.to(tl.int64) * chunks * channels * 2
+    row_of_pieces = _row(work, n, chunk, pieces, chunks)
+    last = tl.minimum((block + 1) * CHANNELS, channels) // piece
+    for first in range(block * CHANNELS // piece, last, GROUPS):
+        slope, shift = group_sums(row, weight, first, last, channels, piece, GROUPS, WIDTH)
+        index = first + tl.arange(0, GROUPS)
+        store_pairs(row_of_pieces, index, index < last, pieces, slope, shift)
+
+    is_last, first, last = _part_if_last(counters, n, block, channels, chunks, blocks_per_part, CHANNELS)
+    if is_last:
+        rows = _row(work, n, 0, pieces, chunks)
+        size = (width * pixels).to(tl.float32)
+        for first_group in range(first // width, last // width, GROUPS):
+            slope = tl.zeros((ROWS, GROUPS), tl.float32)
+            shift = tl.zeros((ROWS, GROUPS), tl.float32)
+            for i in range(0, chunks, ROWS):
+                for k in range(0, width // piece):
+                    more_slope, more_shift, mask = _load_pieces(
+                        rows, i, k, first_group, last // width, chunks, width // piece, pieces, ROWS, GROUPS
+                    )
+                    slope += more_slope
+                    shift += more_shift
+            index = first_group + tl.arange(0, GROUPS)
+            pairs = averages + n * groups * 2
+            store_pairs(pairs, index, index < last // width, groups, tl.sum(slope, 0) / size, tl.sum(shift, 0) / size)
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "samples"])
-def finish_sums(
-    partial, weight, sums, slopes, shifts, channels, pixels, groups, chunks, samples,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Add up the sums of a group's chunks, for the gradients of weight, bias and x.
-
-    Stores the contribution of the sample to dL/dweight and dL/dbias into ``sums`` (2, N, C), and the
-    averages of weight * sums over the group into ``slopes`` and ``shifts``, both (N, G).
-    """
-    row = tl.program_id(0)
-    n, width = row // groups, channels // groups
-    slope = tl.zeros((WIDTH,), tl.float32)
-    shift = tl.zeros((WIDTH,), tl.float32)
-    for i in range(0, width, WIDTH):
-        valid = i + tl.arange(0, WIDTH) < width
-        c = row % groups * width + i + tl.arange(0, WIDTH)
-        dweight = tl.zeros((WIDTH, BLOCK), tl.float32)
-        dbias = tl.zeros((WIDTH, BLOCK), tl.float32)
-        for j in range(0, chunks, BLOCK):
-            chunk = j + tl.arange(0, BLOCK)
-            mask = valid[:, None] & (chunk < chunks)[None, :]
-            address = partial + ((n * channels + c)[:, None] * chunks + chunk[None, :]) * 2
-            dweight += tl.load(address, mask, other=0.0)
-            dbias += tl.load(address + 1, mask, other=0.0)
-        w, _ = load_affine(weight, None, c, valid)
-        w = tl.reshape(w, (WIDTH,))
-        tl.store(sums + n * channels + c, tl.sum(dweight, 1), valid)
-        tl.store(sums + (samples + n) * channels + c, tl.sum(dbias, 1), valid)
-        slope += w * tl.sum(dweight, 1)
-        shift += w * tl.sum(dbias, 1)
-    size = (width * pixels).to(tl.float32)
-    tl.store(slopes + row, tl.sum(slope, 0) / size)
-    tl.store(shifts + row, tl.sum(shift, 0) / size)
-
-
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=[*_SIZES, "programs"])
 def apply_gradient(
-    g, x, means, rstds, slopes, shifts, weight, bias, dx, channels, pixels, groups, chunks, tiles,
+    g, x, means, rstds, weight, bias, work, dx, daffine, channels, pixels, width, chunks, tiles, samples, programs,
     CHANNELS_LAST: tl.constexpr, ALIGNMENT: tl.constexpr, RELU: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Compute dx from the combined sums, with the chunks in reverse order as in :func:`apply`.
+    """Compute dx, and dL/dweight and dL/dbias in ``daffine`` (2, C), from ``work`` of :func:`gradient_sums`.
 
-    ``g`` is the gradient of the ReLU's input. If RELU, ``g`` is dL/dy instead, and the ReLU's mask is
-    computed from x.
+    The first ``programs`` programs compute dx, in the reverse order of chunks as in :func:`apply`; the other ones
+    compute ``daffine``. ``g`` is the gradient of the ReLU's input. If RELU, ``g`` is dL/dy instead, and the
+    ReLU's mask is computed from x.
     """
-    channels, pixels = assume_alignment(channels, pixels, CHANNELS_LAST, ALIGNMENT)
-    n, chunk, c, valid = _program_part(tl.num_programs(0) - 1 - tl.program_id(0), channels, chunks, CHANNELS)
-    start = sample_start(n, channels, pixels)
-    w, b = load_affine(weight, bias, c, valid)
-    mean = load_per_channel(means, n, c, valid, channels, groups)
-    rstd = load_per_channel(rstds, n, c, valid, channels, groups)
-    slope = load_per_channel(slopes, n, c, valid, channels, groups)
-    shift = load_per_channel(shifts, n, c, valid, channels, groups)
-    for i in range(0, tiles):
-        p = (chunk * tiles + i) * PIXELS + tl.arange(0, PIXELS)
-        offsets, mask = tile_offsets(p, c, valid, channels, pixels, CHANNELS_LAST)
-        centered = read(x, start, offsets, mask) - mean
-        gradient = read(g, start, offsets, mask)
-        if RELU:
-            gradient = relu_backward(gradient, None, centered, rstd * w, b, start, offsets, mask)
-        write(dx, start, offsets, mask, rstd * (w * gradient - shift - centered * rstd * slope))
+    channels, pixels = align(channels, pixels, CHANNELS_LAST, ALIGNMENT)
+    groups = channels // width
+    pid = programs - 1 - tl.program_id(0)
+    if pid < 0:
+        rows = work + samples.to(tl.int64) * groups * 2
+        _sum_chunks(rows, daffine, -1 - pid, samples * chunks, channels, ROWS, GROUPS)
+    else:
+        n, chunk, block, c, valid = _program_part(pid, channels, chunks, CHANNELS)
+        start = sample_start(n, channels, pixels)
+        mean = load_per_channel(means, n, c, valid, width, groups)
+        rstd = load_per_channel(rstds, n, c, valid, width, groups)
+        slope, shift = load_averages(work + n * groups * 2, c, valid, width, groups)
+        w, b = load_weight(weight, c, valid)[None, :], load_bias(bias, c, valid)[None, :]
+        for i in range(0, tiles):
+            p = (chunk * tiles + i) * PIXELS + tl.arange(0, PIXELS)
+            offsets, mask = tile_offsets(p, c, valid, channels, pixels, CHANNELS_LAST)
+            centered = read(x, start, offsets, mask) - mean
+            gradient = read(g, start, offsets, mask)
+            if RELU:
+                gradient = relu_backward(gradient, None, centered, rstd * w, b, start, offsets, mask)
+            write(dx, start, offsets, mask, rstd * (w * gradient - shift - centered * rstd * slope))
+
+
+@triton.jit
+def _sum_chunks(pairs, sums, block, rows, channels, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """Store the sums over all rows of ``pairs`` (rows, 2, C) into ``sums`` (2, C), for a block of LANES channels."""
+    c = block * LANES + tl.arange(0, LANES)
+    first = tl.zeros((ROWS, LANES), tl.float32)
+    second = tl.zeros((ROWS, LANES), tl.float32)
+    for i in range(0, rows, ROWS):
+        row = i + tl.arange(0, ROWS)
+        mask = (row < rows)[:, None] & (c < channels)[None, :]
+        address = pairs + row[:, None].to(tl.int64) * (2 * channels) + c[None, :]
+        first += tl.load(address, mask, other=0.0)
+        second += tl.load(address + channels, mask, other=0.0)
+    store_pairs(sums, c, c < channels, channels, tl.sum(first, 0), tl.sum(second, 0))

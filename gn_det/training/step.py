@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from torch import Tensor, nn
 
-from ..errors import GNDetError
+from ..acceleration.precision import training_precision
 
 
 class TrainStep(SimpleTrainer):
@@ -112,15 +112,10 @@ class TrainStep(SimpleTrainer):
 def build_train_step(
     cfg: CfgNode, model: nn.Module, loader: Iterable[Sequence], optimizer: torch.optim.Optimizer
 ) -> TrainStep:
-    """Build the :class:`TrainStep` for ``SOLVER.AMP``, ``TRAIN.AMP_DTYPE`` and ``TRAIN.ACCUMULATE``.
+    """Build the :class:`TrainStep` for the precision of training and ``TRAIN.ACCUMULATE``.
 
     Raises:
         GNDetError: if the config asks for bfloat16 and the GPU does not support it.
     """
-    device = torch.device(cfg.MODEL.DEVICE).type
-    dtype = getattr(torch, cfg.TRAIN.AMP_DTYPE) if cfg.SOLVER.AMP.ENABLED else None
-    if device == "cuda" and dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise GNDetError(
-            "SOLVER.AMP.ENABLED is True, but this GPU does not support bfloat16: set TRAIN.AMP_DTYPE to float16."
-        )
+    device, dtype = torch.device(cfg.MODEL.DEVICE).type, training_precision(cfg).dtype
     return TrainStep(model, loader, optimizer, device=device, dtype=dtype, parts=cfg.TRAIN.ACCUMULATE)

@@ -19,7 +19,7 @@ from gn_det.ops import FusedGroupNorm, fused, group_norm, select, tiling
 from gn_det.ops.padding import Extents, extents_in_use
 from gn_det.ops.triton_pieces import sample_start
 
-assert os.environ["TRITON_INTERPRET"] == "1" and os.environ[select.ENVIRONMENT] == "triton"
+assert os.environ["TRITON_INTERPRET"] == "1" and os.environ[select.ENVIRONMENT] == "triton" == select.forced
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +57,13 @@ def tile_kind(request, monkeypatch):
             ("MAX_ELEMENTS", 0),
             ("TILE_ELEMENTS", 128),
             ("PROGRAMS_PER_PROCESSOR", 8),
-            ("MAX_WAVES", 1),
         ):
             monkeypatch.setattr(tiling, name, value)
-        monkeypatch.setattr(fused, "_multiprocessors", lambda device: 1)
-    for cached in (tiling.whole_tile, tiling.split_tile):
+        monkeypatch.setattr(fused, "_multiprocessors", lambda: 1)
+    for cached in (tiling.whole_tile, tiling.split_tile, fused._plan):
         cached.cache_clear()
     yield request.param
-    for cached in (tiling.whole_tile, tiling.split_tile):
+    for cached in (tiling.whole_tile, tiling.split_tile, fused._plan):
         cached.cache_clear()
 
 

@@ -6,6 +6,7 @@ test_triton_kernels.py tests the kernels for CUDA.
 import copy
 import logging
 import pickle
+import sys
 import types
 
 import pytest
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from gn_det.errors import GNDetError
+from gn_det.errors import GNDetError, KernelError
 from gn_det.ops import FusedGroupNorm, function, group_norm, native, reference, select
 
 # (N, C, *) and groups
@@ -35,8 +36,7 @@ EPS = 1e-5
 
 @pytest.fixture(autouse=True)
 def no_forced_implementation(monkeypatch):
-    monkeypatch.delenv(select.ENVIRONMENT, raising=False)
-    monkeypatch.setattr(select, "_failure", None)
+    monkeypatch.setattr(select, "forced", None)
 
 
 def make(shape, dtype=torch.float32) -> list[torch.Tensor]:
@@ -107,7 +107,7 @@ def test_backward_matches_finite_differences(monkeypatch, last, activation, with
     x, residual = layout(x, last), layout(residual, last) if with_residual else None
 
     def run(x, residual, weight, bias):
-        return function._GroupNorm.apply(x, residual, weight, bias, 3, EPS, activation == "relu")
+        return function._GroupNorm.apply("native", x, residual, weight, bias, 3, EPS, activation == "relu")
 
     assert torch.autograd.gradcheck(run, (x, residual, weight, bias))
 
@@ -287,7 +287,7 @@ def test_wrong_arguments_are_refused(changed, message):
 
 
 def test_unknown_implementation_is_refused(monkeypatch):
-    monkeypatch.setenv(select.ENVIRONMENT, "cuda")
+    monkeypatch.setattr(select, "forced", "cuda")
     with pytest.raises(
         GNDetError, match="GN_DET_OPS is 'cuda'; it must be one of reference, native, triton, or unset."
     ):
@@ -295,7 +295,7 @@ def test_unknown_implementation_is_refused(monkeypatch):
 
 
 def test_forcing_triton_on_cpu_is_refused(monkeypatch):
-    monkeypatch.setenv(select.ENVIRONMENT, "triton")
+    monkeypatch.setattr(select, "forced", "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     message = (
         "GN_DET_OPS is triton, but the input is on cpu and the Triton kernels need CUDA: unset GN_DET_OPS, or set it to "
@@ -305,14 +305,14 @@ def test_forcing_triton_on_cpu_is_refused(monkeypatch):
         group_norm(X, 4)
 
 
-@pytest.mark.parametrize("name", ["reference", "native", ""])
+@pytest.mark.parametrize("name", ["reference", "native", None])
 def test_forced_implementation_runs(monkeypatch, name):
     called = []
     for module, attribute in ((reference, "group_norm"), (native, "forward")):
         original = getattr(module, attribute)
         record = lambda *args, module=module, f=original: called.append(module) or f(*args)  # noqa: E731
         monkeypatch.setattr(module, attribute, record)
-    monkeypatch.setenv(select.ENVIRONMENT, name)
+    monkeypatch.setattr(select, "forced", name)
     group_norm(X, 4)
     assert called == [reference if name == "reference" else native]
     called.clear()
@@ -322,7 +322,7 @@ def test_forced_implementation_runs(monkeypatch, name):
 
 
 def failing_triton(monkeypatch, error: Exception) -> list[str]:
-    """Prefer Triton, as on CUDA, and let its kernels fail. Returns a list with one item per attempt."""
+    """Let the Triton kernels fail. Returns a list with one item per attempt."""
     tried = []
 
     def fail(*args):
@@ -331,31 +331,53 @@ def failing_triton(monkeypatch, error: Exception) -> list[str]:
 
     kernels = types.SimpleNamespace(forward=fail, backward=fail)
     monkeypatch.setattr(select, "_import_fused", lambda: kernels)
-    monkeypatch.setattr(select, "_prefers_triton", lambda x: select._failure is None)
     return tried
 
 
-def test_failing_triton_falls_back_to_native_with_one_warning(monkeypatch, caplog):
-    tried = failing_triton(monkeypatch, RuntimeError("Failed to find\nC compiler."))
+def triton_group_norm(*args, **options):
+    return group_norm(*args, **options, implementation="triton")
+
+
+def test_default_on_cuda_is_pytorch():
+    x = types.SimpleNamespace(dtype=torch.float32, is_cuda=True, numel=lambda: 8)
+    assert select.choose(x) == "reference"
+    assert select.choose(X) == "native"
+
+
+def test_failed_kernel_is_replaced_by_native(monkeypatch):
+    tried = failing_triton(monkeypatch, KernelError("Failed to find C compiler."))
     x, weight, bias, residual = make((2, 8, 3, 3))
-    with caplog.at_level(logging.WARNING, "gn_det"):
-        for _ in range(2):
-            got = with_gradients(group_norm, x, 4, weight, bias, residual, "relu")
+    got = with_gradients(triton_group_norm, x, 4, weight, bias, residual, "relu")
     for a, b in zip(got, with_gradients(stock, x, 4, weight, bias, residual, "relu"), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    assert tried == ["tried"]
-    (record,) = caplog.records
-    assert "(RuntimeError: Failed to find C compiler.)" in record.getMessage()
+    assert tried == ["tried"] * 2  # forward and backward; the launcher counts the attempts of a kernel
 
 
 def test_triton_failing_in_backward_falls_back_to_native(monkeypatch):
     """The tensors that the forward pass of the kernels saved are enough for the native backward pass."""
-    failing_triton(monkeypatch, RuntimeError("no"))
+    failing_triton(monkeypatch, KernelError("no"))
     monkeypatch.setattr(select._import_fused(), "forward", native.forward)
     x, weight, bias, _ = make((2, 8, 3, 3))
-    got = with_gradients(group_norm, x, 4, weight, bias, None, "relu")
+    got = with_gradients(triton_group_norm, x, 4, weight, bias, None, "relu")
     for a, b in zip(got, with_gradients(stock, x, 4, weight, bias, None, "relu"), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_missing_triton_is_replaced_by_native_with_one_warning(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for name in [name for name in sys.modules if name.startswith("gn_det.ops.")]:
+        if name.split(".")[-1] in ("fused", "launcher") or "triton" in name:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("gn_det.ops.fused", raising=False)
+    select._import_fused.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, "gn_det"):
+            for _ in range(2):
+                torch.testing.assert_close(triton_group_norm(X, 4), F.group_norm(X, 4))
+    finally:
+        select._import_fused.cache_clear()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("Triton cannot be imported, so GN uses PyTorch's kernels (")
 
 
 class Subclass(torch.Tensor):
@@ -363,23 +385,23 @@ class Subclass(torch.Tensor):
 
 
 def test_unreadable_tensors_do_not_reach_the_kernels(monkeypatch):
-    tried = failing_triton(monkeypatch, RuntimeError("no"))
-    group_norm(X.as_subclass(Subclass), 4)
-    assert group_norm(torch.empty(2, 4, 2**15, 2**14, device="meta"), 4).shape[0] == 2
+    tried = failing_triton(monkeypatch, KernelError("no"))
+    triton_group_norm(X.as_subclass(Subclass), 4)
+    assert triton_group_norm(torch.empty(2, 4, 2**15, 2**14, device="meta"), 4).shape[0] == 2
     assert tried == []
-    group_norm(X, 4)
+    triton_group_norm(X, 4)
     assert tried == ["tried"]
 
 
-@pytest.mark.parametrize("forced", [False, True])
-def test_some_triton_errors_are_raised(monkeypatch, forced):
-    """Out of memory, and any failure if Triton is forced."""
-    error = RuntimeError("no") if forced else torch.OutOfMemoryError("no memory")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), KernelError("no"), RuntimeError("no")])
+def test_some_triton_errors_are_raised(monkeypatch, error):
+    """Out of memory, an error of CUDA, and any failure if Triton is forced."""
     failing_triton(monkeypatch, error)
-    if forced:
-        monkeypatch.setattr(select, "forced_implementation", lambda: "triton")
+    if isinstance(error, KernelError):
+        monkeypatch.setattr(select, "forced", "triton")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(type(error), match="no"):
-        group_norm(X, 4)
+        triton_group_norm(X, 4)
 
 
 # Tracers, compilers, exporters
@@ -401,9 +423,9 @@ def test_export_contains_pytorch_operations(monkeypatch):
     program = torch.export.export(FusedGroupNorm(4, 8, activation="relu"), (X, X))
     kinds = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert kinds == ["aten.group_norm.default", "aten.add.Tensor", "aten.relu.default"]
-    assert not select.uses_reference(X)
+    assert select.choose(X) == "native"
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)  # on CUDA too
-    assert select.uses_reference(X)
+    assert select.choose(X, "triton") == "reference"
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
@@ -411,11 +433,11 @@ def test_operator_passes_opcheck(with_residual):
     """The declared shapes, memory formats and gradients are the real ones, also with dynamic sizes."""
     x, weight, bias, residual = make((2, 8, 3, 5))
     x, residual = layout(x, True), layout(residual, True) if with_residual else None
-    torch.library.opcheck(torch.ops.gn_det.group_norm, (x, residual, weight, bias, 4, EPS, True))
+    torch.library.opcheck(torch.ops.gn_det.group_norm, ("native", x, residual, weight, bias, 4, EPS, True))
 
 
 def test_group_norm_compiled_for_cuda_is_one_operator(monkeypatch):
-    monkeypatch.setattr(select, "uses_reference", lambda x: False)  # as on CUDA
+    monkeypatch.setattr(select, "choose", lambda x, implementation: "native")  # as on CUDA with Triton
     graphs = []
     compiled = torch.compile(group_norm, backend=lambda graph, _: graphs.append(graph.code) or graph, fullgraph=True)
     x, weight, bias, residual = make((2, 8, 3, 5))

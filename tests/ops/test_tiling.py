@@ -34,12 +34,12 @@ def test_whole_tiles_hold_each_group_once(itemsize, tensors):
             continue
         found += 1
         assert is_power_of_two(tile.pixels) and tile.pixels >= sizes.pixels
-        assert is_power_of_two(tile.width) and tile.width >= sizes.width
-        assert is_power_of_two(tile.groups) and tile.elements * tensors <= tiling.MAX_ELEMENTS
+        assert is_power_of_two(tile.channels) and tile.channels >= tile.block
+        assert not tile.block % sizes.width and tile.elements * tensors <= tiling.MAX_ELEMENTS
         blocks, rest = divmod(tile.programs, sizes.samples)
-        assert not rest and (blocks - 1) * tile.groups < sizes.groups <= blocks * tile.groups
-        if sizes.channels_last and tile.groups < sizes.groups:
-            assert tile.groups * tile.width * itemsize >= tiling.SECTOR_BYTES
+        assert not rest and (blocks - 1) * tile.block < sizes.channels <= blocks * tile.block
+        if sizes.channels_last and tile.block < sizes.channels:
+            assert tile.block * itemsize >= tiling.SECTOR_BYTES
     assert found > 100
 
 
@@ -52,6 +52,9 @@ def test_split_tiles_hold_each_pixel_once_without_empty_chunks(itemsize):
         assert (tile.chunks - 1) * per_chunk < sizes.pixels <= tile.chunks * per_chunk
         blocks, rest = divmod(tile.programs, sizes.samples * tile.chunks)
         assert not rest and (blocks - 1) * tile.channels < sizes.channels <= blocks * tile.channels
+        assert not sizes.width % tile.piece and not tile.channels % tile.piece
+        assert (tile.parts - 1) * tile.blocks_per_part < blocks <= tile.parts * tile.blocks_per_part
+        assert tile.parts == 1 or not tile.blocks_per_part * tile.channels % sizes.width
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -80,23 +83,28 @@ def test_statistics_are_a_small_share_of_memory_traffic(last):
             assert share < (0.035 if stride <= 4 else 0.13), sizes
 
 
-def test_few_kernels_are_compiled_for_all_image_sizes():
-    """Sides from 640 to 1344 pixels in steps of 32 give some 5,000 maps per memory format."""
-    kernels = {False: set(), True: set()}
+@pytest.mark.parametrize("last", [False, True])
+def test_few_kernels_are_compiled_for_all_image_sizes(last):
+    """Sides from 640 to 1344 pixels in steps of 32 give some 5,000 maps."""
+    shapes = set()
     for height, width in itertools.product(range(640, 1345, 32), repeat=2):
-        for (stride, channels), last in itertools.product(LEVELS, (False, True)):
+        for stride, channels in LEVELS:
             sizes = Sizes(2, channels, -(-height // stride) * -(-width // stride), 32, last, 2)
             tile = whole_tile(sizes, 1) or split_tile(sizes, PROCESSORS)
-            shape = (
-                (tile.pixels, tile.channels) if hasattr(tile, "channels") else (tile.pixels, tile.groups, tile.width)
-            )
-            kernels[last].add((shape, sizes.alignment, num_warps(tile, 1)))
-    assert len(kernels[True]) <= 8
-    assert len(kernels[False]) <= 32
+            alignment = sizes.alignment(getattr(tile, "block", tile.channels))
+            shapes.add((type(tile), tile.pixels, tile.channels, alignment))
+    assert len(shapes) <= (4 if last else 12)
 
 
-@pytest.mark.parametrize(("channels", "pixels", "last", "alignment"), [
-    (256, 950, True, 8), (256, 950, False, 2), (256, 49, False, 1), (12, 64, True, 4), (12, 3800, False, 8),
+@pytest.mark.parametrize(("channels", "block", "pixels", "last", "itemsize", "alignment"), [
+    (256, 64, 950, True, 2, 8), (256, 64, 950, True, 4, 4), (256, 64, 950, False, 2, 1), (256, 64, 49, False, 2, 1),
+    (12, 12, 64, True, 2, 4), (96, 12, 64, True, 2, 4), (12, 12, 3800, False, 2, 8), (12, 12, 3796, False, 2, 4),
+    (12, 12, 3800, False, 4, 4),
 ])  # fmt: skip
-def test_alignment(channels, pixels, last, alignment):
-    assert Sizes(1, channels, pixels, 1, last, 2).alignment == alignment
+def test_alignment(channels, block, pixels, last, itemsize, alignment):
+    assert Sizes(1, channels, pixels, 1, last, itemsize).alignment(block) == alignment
+
+
+def test_values_that_are_read_one_at_a_time_are_spread_over_more_threads():
+    tile = whole_tile(Sizes(512, 256, 49, 32, False, 4), 1)
+    assert num_warps(tile, 1, alignment=1) == 4 * num_warps(tile, 1, alignment=4)

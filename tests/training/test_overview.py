@@ -147,7 +147,14 @@ def test_gradient_accumulation_is_reported(overview_lines, monkeypatch):
 def test_speed_and_memory_options_are_reported(overview_lines):
     keys = ["CHECKPOINT_ACTIVATIONS", "CHANNELS_LAST", "COMPILE"]
     lines = overview_lines(
-        records([0]), (), 3, "SOLVER.AMP.ENABLED", True, *[w for key in keys for w in (f"TRAIN.{key}", True)]
+        records([0]),
+        (),
+        3,
+        "MODEL.DEVICE",
+        "cpu",
+        "SOLVER.AMP.ENABLED",
+        True,
+        *[w for key in keys for w in (f"TRAIN.{key}", True)],
     )
     text = " ".join(" ".join(lines).split())
     assert (
