@@ -14,6 +14,7 @@ from ..ops import select
 from .fuse import fuse
 from .precision import inference_precision
 from .roi_align import use_row_poolers
+from .roi_align_gpu import use_level_poolers
 from .training import keep_rois_in_float32, to_channels_last
 
 
@@ -30,7 +31,7 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
     - ``INFERENCE.CHANNELS_LAST``: on a CPU, RoIAlign without gradients is computed by rows, and the
       parameters become channels_last.
     - ``INFERENCE.DTYPE`` other than float32: RoIs keep float32 coordinates.
-    - ``GPU.MIXED_PRECISION``: on a GPU, the parameters become channels_last, and RoIs keep float32 coordinates.
+    - ``GPU.MIXED_PRECISION``: on a GPU, the parameters become channels_last, and RoIAlign is one kernel per level.
 
     Args:
         for_training: the model will be trained, and only evaluated in between. The memory format of
@@ -46,7 +47,9 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
     on_gpu = next(model.parameters()).is_cuda
     if cfg.MODEL.GN.FUSE and (not on_gpu or how.implementation or select.forced):
         fuse(model, how.implementation)
-    if cfg.INFERENCE.CHANNELS_LAST:
+    if how.implementation == "triton":
+        use_level_poolers(model)
+    elif cfg.INFERENCE.CHANNELS_LAST:
         use_row_poolers(model)
     if how.dtype is not None:
         keep_rois_in_float32(model)

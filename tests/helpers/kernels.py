@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gn_det.ops import fused
+from gn_det.ops import fused, roi_align
 from gn_det.ops.launcher import Kernel
 
 # (stride, channels) of the norms of a ResNet-50 with FPN
@@ -95,13 +95,22 @@ def recorded_variants() -> Iterator[set[Variant]]:
         found.add(Variant(kernel.function, kernel.function.__name__, types, constants))
 
     meta = mock.patch.object(fused, "is_aligned", return_value=True)  # tensors without memory have no address
-    with mock.patch.object(Kernel, "__call__", record), meta:
+    with (
+        mock.patch.object(Kernel, "__call__", record),
+        meta,
+        mock.patch.object(roi_align, "is_aligned", return_value=True),
+    ):
         yield found
 
 
 def _type(value: Any) -> str | None:
     if isinstance(value, torch.Tensor):
-        return "*" + {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int32": "i32"}[str(value.dtype)[6:]]
+        return (
+            "*"
+            + {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int32": "i32", "int64": "i64"}[
+                str(value.dtype)[6:]
+            ]
+        )
     return None if value is None else "fp32" if isinstance(value, float) else "i32"
 
 
@@ -123,7 +132,18 @@ def variants_of_training(
                 needs = (True, residual is not None, True, True)
                 saved = None if residual is None else y
                 fused.backward(x, x, saved, mean, rstd, weight, weight, 32, relu, needs)
+        if channels_last:
+            _pool(dtype)
     return found
+
+
+def _pool(dtype: torch.dtype) -> None:
+    """Run RoIAlign forward and backward on one feature map."""
+    x = torch.empty((2, 256, 50, 76), dtype=dtype, device="meta", requires_grad=True)
+    x = x.contiguous(memory_format=torch.channels_last)
+    rois, levels = torch.empty((512, 5), device="meta"), torch.empty(512, dtype=torch.int64, device="meta")
+    pooled = roi_align.roi_align_levels([x], rois, levels, (7, 7), [1 / 16], 2, True)
+    pooled.backward(torch.empty_like(pooled))
 
 
 def compile_all(variants: set[Variant], capability: int) -> list[tuple[float, Variant, Any]]:
