@@ -1,5 +1,7 @@
 """RoIAlign on a GPU in the dtype and layout of the features, without a list of the RoIs of each level."""
 
+from typing import Any
+
 import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
@@ -52,7 +54,10 @@ def use_level_poolers(model: nn.Module) -> int:
     """Turn each ROIPooler of a built model into a :class:`LevelROIPooler`; return the number of them."""
     changed = 0
     for module in model.modules():
-        if type(module) is ROIPooler and all(type(pooler) is ROIAlign for pooler in module.level_poolers):
+        if type(module) is not ROIPooler:
+            continue
+        poolers: Any = module.level_poolers
+        if all(type(pooler) is ROIAlign for pooler in poolers):
             module.__class__ = LevelROIPooler
             changed += 1
     return changed

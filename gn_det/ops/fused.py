@@ -176,7 +176,7 @@ def _plan(shape: torch.Size, contiguous: bool, itemsize: int, groups: int, tenso
     samples, channels, pixels = shape[0], shape[1], shape[2:].numel()
     # With a single pixel, the layouts are the same.
     sizes = Sizes(samples, channels, pixels, groups, pixels == 1 or not contiguous, itemsize)
-    counts = (channels, pixels, sizes.width)
+    counts: tuple[int, ...] = (channels, pixels, sizes.width)
     forward = tensors == 1
     if whole := tiling.whole_tile(sizes, tensors):
         constants = _constants(whole, whole.block, sizes, tensors, {"RELU": relu}, _GROUP_TILE)
@@ -186,11 +186,11 @@ def _plan(shape: torch.Size, contiguous: bool, itemsize: int, groups: int, tenso
     make = functools.partial(_constants, split, split.channels, sizes)
     # The statistics have two running values for each value that is read.
     sums = make(2, {} if forward else {"RELU": relu}, _GROUP_TILE | _CHUNK_TILE)
-    applied = [make(tensors, {"RELU": r}, {} if forward else _CHUNK_TILE) for r in (relu, False)]
+    applied, without_relu = (make(tensors, {"RELU": r}, {} if forward else _CHUNK_TILE) for r in (relu, False))
     floats = 2 * samples * (split.chunks * (channels + channels // split.piece) + (0 if forward else groups))
-    parts = (split.piece, split.blocks_per_part, samples)
-    counters = samples * split.parts
-    return _Plan(False, split.programs, (*counts, split.chunks, split.tiles), parts, floats, counters, *applied, sums)
+    counts = (*counts, split.chunks, split.tiles)
+    parts, counters = (split.piece, split.blocks_per_part, samples), samples * split.parts
+    return _Plan(False, split.programs, counts, parts, floats, counters, applied, without_relu, sums)
 
 
 def _constants(

@@ -18,6 +18,7 @@ from ..errors import KernelError
 
 logger = logging.getLogger(__name__)
 Constants = tuple[tuple[str, int], ...]  # name and value of each
+_Key = tuple[Any, ...]  # device, constants, dtypes
 _OPTIONS = ("num_warps", "enable_fp_fusion")  # names of Triton's options among the constants
 _RETRY_SECONDS = 300  # a kernel that failed is tried again after this time
 _LOCK_SECONDS = 120  # the longest time to wait for another process that compiles the same kernel
@@ -37,8 +38,8 @@ class Kernel:
 
     def __init__(self, function: Any):
         self.function = function
-        self._compiled: dict[tuple, tuple[Any, tuple]] = {}
-        self._failed: dict[tuple, float] = {}  # variant -> time of the failure
+        self._compiled: dict[_Key, tuple[Any, tuple[int, ...]]] = {}
+        self._failed: dict[_Key, float] = {}  # variant -> time of the failure
 
     def __call__(
         self, programs: int, stream: int, args: Sequence[Any], constants: Constants, aligned: bool = True
@@ -63,9 +64,7 @@ class Kernel:
             compiled, values = variant
             compiled[(programs, 1, 1)](*args, *values, stream=stream)
 
-    def _launch_first(
-        self, key: tuple, programs: int, args: Sequence[Any], constants: Constants, aligned: bool
-    ) -> None:
+    def _launch_first(self, key: _Key, programs: int, args: Sequence[Any], constants: Constants, aligned: bool) -> None:
         """Launch the kernel through Triton, which compiles it if its cache on disk does not have it."""
         if time.monotonic() - self._failed.get(key, -_RETRY_SECONDS) < _RETRY_SECONDS:
             raise KernelError(f"{self.function.__name__} failed a short time ago")
