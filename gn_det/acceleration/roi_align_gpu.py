@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from detectron2.layers import ROIAlign
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
@@ -34,7 +34,9 @@ class LevelROIPooler(ROIPooler):
     def _pool_levels(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
         from ..ops.roi_align import roi_align_levels  # Triton is not available on every platform
 
-        rois = convert_boxes_to_pooler_format(box_lists)
+        # detectron2's conversion waits for the GPU, to know the number of RoIs.
+        images = [boxes.tensor.new_full((len(boxes), 1), image) for image, boxes in enumerate(box_lists)]
+        rois = torch.cat([torch.cat(images), torch.cat([boxes.tensor for boxes in box_lists])], dim=1)
         if len(x) == 1:
             levels = torch.zeros(len(rois), dtype=torch.int64, device=rois.device)
         else:
