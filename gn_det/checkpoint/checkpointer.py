@@ -15,6 +15,7 @@ from ..config.files import parse_config
 from ..errors import GNDetError
 from ..zoo import index as zoo
 from .convert import convert, place
+from .dataset_notes import DatasetNotes
 from .fit import LEAVES_RANDOM, Fit, Problem, compare, find_problem, not_finite, report
 from .load import notes_in, read_error, read_file
 from .recipe import RECIPES_BY_ORIGIN, contradiction, recipe_of
@@ -93,6 +94,11 @@ class Checkpointer(DetectionCheckpointer):
         self._complete |= resume and self.has_checkpoint()
         loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
         return loaded
+
+    @property
+    def loaded_from(self) -> str:
+        """Path, URL or name of the weights that were loaded last; "" if none were."""
+        return self._weights_name
 
     def get_checkpoint_file(self) -> str:
         """Return the path of the checkpoint that ``last_checkpoint`` names; "" if there is no such file.
@@ -201,7 +207,7 @@ class Checkpointer(DetectionCheckpointer):
 def build_checkpointer(
     cfg: CfgNode, model: nn.Module, datasets: Sequence[str], trains: bool = True, stateful: dict[str, Any] | None = None
 ) -> Checkpointer:
-    """Return a checkpointer for ``OUTPUT_DIR`` whose checkpoints contain the config and the class names.
+    """Return a checkpointer for ``OUTPUT_DIR`` whose checkpoints contain config, class names and data digests.
 
     Args:
         datasets: names of registered datasets; the class names are those of the first.
@@ -213,4 +219,6 @@ def build_checkpointer(
     ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
     classes = ClassNames(metadata.get("thing_classes", []), sorted(ids, key=ids.get))
     parts = {"classes": classes, "config": ConfigText(cfg)} | (stateful or {})
+    if trains:
+        parts["datasets"] = DatasetNotes(datasets)
     return Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, trains=trains, **parts)

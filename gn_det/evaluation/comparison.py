@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from ..data.identity import describe_identity, read_identities, read_identity
 from ..drawing.figures import BLUE, save_figure
 from ..errors import GNDetError
 from ..zoo.index import published
@@ -56,7 +57,8 @@ def metric_values(records: Sequence[dict], kind: str, metric: str = "AP") -> lis
 def load_runs(paths: Sequence[str | Path]) -> list["Row"]:
     """Load the rows of a comparison, in the order of ``paths``.
 
-    Runs that differ only in the seed share a row. Of each training, the last evaluation counts.
+    Runs that differ only in the seed share a row. They must have been trained on equal data, as far as their
+    records say. Of each training, the last evaluation counts; of several evaluations of the same weights, one.
 
     Args:
         paths: each an ``OUTPUT_DIR``, a record (JSON), or a folder of records. ``NAME=PATH`` gives
@@ -69,17 +71,44 @@ def load_runs(paths: Sequence[str | Path]) -> list["Row"]:
     for text in map(str, paths):
         name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
         for record in _last_records(Path(path)):
-            row = rows.setdefault((name, record["config_sha256"], record["iteration"]), Row(name, []))
-            if record not in row.records:
+            key = name, record["config_sha256"], record["iteration"], train_data_of(record)
+            row = rows.setdefault(key, Row(name, []))
+            if not any(_same_weights(record, other) for other in row.records):
                 row.records.append(record)
-    datasets = sorted({record["dataset"] for row in rows.values() for record in row.records})
-    if len(datasets) > 1:
-        raise GNDetError(
-            f"The records are on different datasets ({', '.join(datasets)}), so their AP cannot be compared; pass records "
-            "on one dataset."
-        )
+    check_test_data([record for row in rows.values() for record in row.records])
     _name_rows(list(rows.values()))
     return list(rows.values())
+
+
+def train_data_of(record: dict) -> tuple[str, ...]:
+    """Return the digests of the training data of a record; () if they are not known."""
+    return tuple(sorted(data["digest"] for data in read_identities(record.get("train_data")).values() if data))
+
+
+def _same_weights(record: dict, other: dict) -> bool:
+    digest = record.get("weights_sha256")
+    return record == other or bool(digest and digest == other.get("weights_sha256"))
+
+
+def check_test_data(records: Sequence[dict]) -> None:
+    """Check that all records are on the same dataset, by content, or by name where a record has no digest.
+
+    Raises:
+        GNDetError: they are not.
+    """
+    known: dict[str, str] = {}  # digest, or name of the dataset -> description
+    for record in records:
+        if data := read_identity(record.get("data")):
+            known.setdefault(data["digest"], describe_identity(record["dataset"], data))
+    named = {record["dataset"] for record in records if read_identity(record.get("data"))}
+    for record in records:
+        if not read_identity(record.get("data")) and record["dataset"] not in named:
+            known.setdefault(record["dataset"], record["dataset"])
+    if len(known) > 1:
+        raise GNDetError(
+            f"The records are on different datasets: {', '.join(sorted(known.values()))}, so their AP cannot be compared; "
+            "pass records on one dataset."
+        )
 
 
 def _last_records(path: Path) -> list[dict]:
@@ -98,7 +127,8 @@ def _last_records(path: Path) -> list[dict]:
                 "evaluation wrote to OUTPUT_DIR/records."
             )
         record.setdefault("iteration", None)
-        key = record["config_sha256"], record["dataset"], record["seed"]
+        test_data, weights = (read_identity(record.get("data")) or {}).get("digest"), record.get("weights_sha256")
+        key = record["config_sha256"], record["dataset"], record["seed"], weights, test_data, train_data_of(record)
         if (record["iteration"] or 0) >= (last.get(key, record)["iteration"] or 0):
             last[key] = record
     return list(last.values())
@@ -134,10 +164,22 @@ def _name_rows(rows: Sequence[Row]) -> None:
         if len(words) > 3:
             words[3:] = [f"(+{len(words) - 3} more)"]
         row.name = " ".join([record.get("config") or "config", *words])
+    _name_training_data(rows)
     names = Counter(row.name for row in rows)
     for row in rows:
         if names[row.name] > 1:  # they differ in a key that the name does not show, or in the version of the config
             row.name += f" [{row.records[0]['config_sha256'][:7]}, iteration {row.records[0]['iteration']}]"
+
+
+def _name_training_data(rows: Sequence[Row]) -> None:
+    """Add the training data to the names of rows with one name that were trained on different data."""
+    trained: dict[str, set] = {}
+    for row in rows:
+        trained.setdefault(row.name, set()).add(train_data_of(row.records[0]))
+    for row in [row for row in rows if len(trained[row.name]) > 1]:
+        data = read_identities(row.records[0].get("train_data"))
+        described = " and ".join(describe_identity(name, entry) for name, entry in data.items())
+        row.name += f", trained on {described or 'unknown data'}"
 
 
 def paper_rows(names: Sequence[str]) -> list[Row]:

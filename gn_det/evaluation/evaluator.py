@@ -28,7 +28,7 @@ from ..metrics import METRICS, RECALLS
 from . import fast_coco
 from .fast_coco import encode_masks
 from .hotcoco_data import SHAPE_KEYS
-from .records import format_table, make_record, write_record
+from .records import Weights, format_table, make_record, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -208,13 +208,21 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, write_files: bool = True) -
     return COCOEvaluator(dataset_name, tasks, output_dir=folder, use_fast_impl=cfg.TEST.FAST_COCO)
 
 
-def evaluate(cfg: CfgNode, model: nn.Module, dataset_name: str, loader, iteration: int | None = None) -> dict:
+def evaluate(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset_name: str,
+    loader,
+    iteration: int | None = None,
+    weights: Weights | None = None,
+) -> dict:
     """Evaluate a model on a dataset. The main process writes the record and logs the table of AP.
 
     Args:
         loader: batches of the dataset, as the model takes them.
         iteration: number of iterations trained so far, for the record; None if the model was not
             trained by this run.
+        weights: the weights of the model if it was not trained by this run.
 
     Returns:
         the dict of :func:`evaluate_detections`; empty in all processes except the main process.
@@ -230,8 +238,8 @@ def evaluate(cfg: CfgNode, model: nn.Module, dataset_name: str, loader, iteratio
     if not comm.is_main_process():
         return {}
     median = sorted(seconds)[len(seconds) // 2] / cfg.INFERENCE.BATCH_SIZE
-    record = make_record(cfg, dataset_name, results, seconds_per_image=median)
-    record["iteration"] = iteration
+    record = make_record(cfg, dataset_name, results, seconds_per_image=median, weights=weights)
+    record["iteration"] = weights.iteration if weights else iteration
     path = write_record(cfg.OUTPUT_DIR, record)
     logger.info(f"{format_table(record)}\n\nThe record of this evaluation is {path}")
     return results

@@ -11,7 +11,9 @@ import math
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import detectron2
 import torch
@@ -23,10 +25,11 @@ from tabulate import tabulate
 
 from ..config.defaults import KEYS
 from ..config.files import load_config, shipped_configs
+from ..data.identity import dataset_identities, dataset_identity, read_identities, read_identity
 from ..errors import GNDetError
 from ..files import save_json
 from ..metrics import METRICS, metric_in_record
-from ..zoo.index import published
+from ..zoo.index import digest, published
 
 # Config keys that are not part of the recipe: their values differ between machines and runs.
 _NOT_RECIPE = {
@@ -37,12 +40,49 @@ _NOT_RECIPE = {
 _IF_CHANGED = {key.name: key.default for key in KEYS if key.recipe == "if changed"}
 
 
-def make_record(cfg: CfgNode, dataset_name: str, results: dict, seconds_per_image: float | None = None) -> dict:
+@dataclass(frozen=True)
+class Weights:
+    """The weights that an evaluation without training measures.
+
+    Attributes:
+        name: path, URL or name of the file.
+        sha256: digest of the file.
+        iteration: number of iterations that the weights were trained for; None if unknown.
+        train_data: identity of each training dataset, see :func:`gn_det.data.identity.dataset_identity`.
+    """
+
+    name: str
+    sha256: str
+    iteration: int | None
+    train_data: dict[str, dict[str, Any] | None]
+
+
+def weights_of(name: str, file: str | Path, checkpoint: dict[str, Any]) -> Weights:
+    """Return the identity of a weights file.
+
+    Args:
+        name: of the weights, as the user wrote it.
+        file: the local file.
+        checkpoint: its content other than the tensors.
+    """
+    last = checkpoint.get("iteration")
+    iteration = last + 1 if isinstance(last, int) else None
+    return Weights(name, digest(Path(file), "sha256"), iteration, read_identities(checkpoint.get("datasets")))
+
+
+def make_record(
+    cfg: CfgNode,
+    dataset_name: str,
+    results: dict,
+    seconds_per_image: float | None = None,
+    weights: Weights | None = None,
+) -> dict:
     """Make the record of an evaluation.
 
     Args:
         results: the evaluator's metrics of each task, {"bbox": {...}, "segm": {...}}.
         seconds_per_image: median time of the model's forward pass.
+        weights: the weights that were evaluated; None during training.
 
     Returns:
         the record, with the keys in docs/records.md except "iteration".
@@ -52,8 +92,11 @@ def make_record(cfg: CfgNode, dataset_name: str, results: dict, seconds_per_imag
         "config": name,
         "config_sha256": config_digest(cfg),
         "changed": changed_keys(cfg),
-        "weights": cfg.MODEL.WEIGHTS,
+        "weights": weights.name if weights else cfg.MODEL.WEIGHTS,
+        "weights_sha256": weights.sha256 if weights else None,
         "dataset": dataset_name,
+        "data": dataset_identity(dataset_name),
+        "train_data": weights.train_data if weights else dataset_identities(cfg.DATASETS.TRAIN),
         "box": _finite(results.get("bbox")),
         "mask": _finite(results.get("segm")),
         "published": published(name),
@@ -150,10 +193,25 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
+def evaluation_key(weights_sha256: str, config_sha256: str, data: object) -> str:
+    """Return a name for an evaluation without training, ``WEIGHTS-SETTINGS``, of 8 hex digits each.
+
+    The digits depend on the weights, and on config and data.
+    """
+    settings = f"{config_sha256} {(read_identity(data) or {}).get('digest')}"
+    return f"{weights_sha256[:8]}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+
+
 def write_record(folder: str, record: dict) -> Path:
-    """Write a record to ``FOLDER/records/CONFIG-DATASET[-ITERATION].json``, and return the path."""
+    """Write a record to ``FOLDER/records``, and return the path.
+
+    The name is ``CONFIG-DATASET-ITERATION.json`` during training, and otherwise
+    ``CONFIG-DATASET-WEIGHTS-SETTINGS.json`` (see :func:`evaluation_key`).
+    """
     parts = [record["config"] or "config", record["dataset"]]
-    if record.get("iteration") is not None:
+    if record.get("weights_sha256"):
+        parts.append(evaluation_key(record["weights_sha256"], record["config_sha256"], record["data"]))
+    elif record.get("iteration") is not None:
         parts.append(f"{record['iteration']:07d}")
     path = Path(folder) / "records" / ("-".join(parts).replace(os.sep, "_") + ".json")
     return save_json(path, record)
@@ -184,7 +242,7 @@ def records_in(folder: str | Path) -> list[dict]:
 
 
 def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list[float]:
-    """Return the values of a metric in the evaluations of a run, in the order of the iterations.
+    """Return the values of a metric in the evaluations during a training, in the order of the iterations.
 
     Args:
         folder: the run's OUTPUT_DIR.
@@ -197,7 +255,8 @@ def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list
     values = {}
     for path in sorted(Path(folder, "records").glob("*.json"), key=os.path.getmtime):
         record = read_record(path)
-        if record.get("dataset") == dataset_name and 0 < (record.get("iteration") or 0) <= until:
+        in_training = record.get("dataset") == dataset_name and not record.get("weights_sha256")
+        if in_training and 0 < (record.get("iteration") or 0) <= until:
             values[record["iteration"]] = metric_in_record(record, metric)
     return [values[iteration] for iteration in sorted(values)]
 

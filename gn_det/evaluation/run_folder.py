@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -9,13 +10,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config.files import load_config
 from ..data.coco import register_again
+from ..data.identity import dataset_identity
 from ..errors import GNDetError
 from ..files import save_json
 from .records import read_record
 
 
 def remember_datasets(folder: str | Path, names: tuple[str, ...]) -> None:
-    """Write the paths and classes of registered datasets to ``FOLDER/data/datasets.json``.
+    """Write the paths, classes and identities of registered datasets to ``FOLDER/data/datasets.json``.
 
     Paths inside ``folder`` are written relative to it, so that the folder can be moved. Entries of
     other datasets that an earlier run wrote are kept. Datasets that are not in COCO's format are
@@ -39,6 +41,7 @@ def remember_datasets(folder: str | Path, names: tuple[str, ...]) -> None:
                 "images": _portable(metadata.image_root, path.parent.parent) if metadata.get("image_root") else "",
                 "classes": list(metadata.thing_classes),
                 "ids": sorted(indices, key=indices.get),
+                "data": dataset_identity(name),
             }
     save_json(path, entries)
 
@@ -63,6 +66,7 @@ def read_datasets(folder: str | Path) -> dict[str, dict]:
         - "images": absolute path of the image folder, or "".
         - "classes": names of the classes.
         - "ids": category ids of the classes.
+        - "data": see :func:`gn_det.data.identity.dataset_identity`; absent if an older version wrote the file.
 
     Raises:
         GNDetError: the file does not have this format.
@@ -100,7 +104,7 @@ def _read_json(path: Path):
         raise GNDetError(f"{path} cannot be read as JSON: {error}.") from None
 
 
-def register_datasets(folder: str | Path) -> list[str]:
+def register_datasets(folder: str | Path, names: Collection[str] | None = None) -> list[str]:
     """Register the datasets of a finished run with detectron2 again.
 
     A registered name is kept if it has the same annotation file, or if the run's annotation file no
@@ -108,15 +112,18 @@ def register_datasets(folder: str | Path) -> list[str]:
 
     Args:
         folder: the OUTPUT_DIR of the run, in which :func:`remember_datasets` wrote their paths.
+        names: of the datasets to register; by default all of the run.
 
     Returns:
-        the names of all datasets of the run. The annotation files are read on first use, and may
+        the names of these datasets of the run. The annotation files are read on first use, and may
         no longer exist.
 
     Raises:
         GNDetError: see :func:`read_datasets`.
     """
-    entries = read_datasets(folder)
+    if names is not None and not names:
+        return []
+    entries = {name: entry for name, entry in read_datasets(folder).items() if names is None or name in names}
     for name, entry in entries.items():
         known = MetadataCatalog.get(name).get("json_file") if name in DatasetCatalog else None
         same = known and Path(os.path.expanduser(known)).resolve() == Path(entry["json"]).resolve()
@@ -167,8 +174,8 @@ def read_records(folder: str | Path) -> list[dict]:
 def read_metrics(folder: str | Path) -> list[dict]:
     """Read the ``metrics.json`` of a run.
 
-    If an iteration occurs twice, because the run was resumed before it, the later value of each
-    metric is returned. A line that is not complete, because the run was killed, is skipped.
+    Where a resumed run repeats iterations, its rows replace all rows from the first repeated iteration on. A
+    line that is not complete, because the run was killed, is skipped.
 
     Args:
         folder: the OUTPUT_DIR of the run.
@@ -187,5 +194,7 @@ def read_metrics(folder: str | Path) -> list[dict]:
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("iteration"), int):
-            rows[row["iteration"]] = rows.get(row["iteration"], {}) | row
-    return [rows[iteration] for iteration in sorted(rows)]
+            while rows and next(reversed(rows)) >= row["iteration"]:
+                rows.popitem()  # of the run before it was resumed
+            rows[row["iteration"]] = row
+    return list(rows.values())

@@ -14,13 +14,16 @@ from ..checkpoint.uri import check_name
 from ..config.checks import check_accumulation, check_config, datasets_of_run
 from ..data.coco import register_coco_json
 from ..errors import GNDetError
+from ..evaluation.run_folder import register_datasets
 from .arguments import config_from_args
+from .output_dir import OWN, has_checkpoint, is_trained, staged_file
 
 
 def prepare(args: argparse.Namespace, needs_weights: bool = True) -> CfgNode:
     """Return the checked config of a run, and register its datasets.
 
-    Creates ``OUTPUT_DIR``. The only files written to it are cleaned copies of your own annotation files.
+    Creates ``OUTPUT_DIR``, and writes nothing to it. Cleaned copies of your own annotation files are written to
+    a temporary folder.
 
     Args:
         args: arguments of :func:`gn_det.launch.arguments.argument_parser`.
@@ -35,6 +38,7 @@ def prepare(args: argparse.Namespace, needs_weights: bool = True) -> CfgNode:
     # More workers than cores would compete for the cores.
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     has_checkpoint = _check_output_dir(cfg, args)
+    _register_datasets_of_run(cfg, args)
     _use_own_data(cfg, args)
     check_config(cfg, has_checkpoint=has_checkpoint or not needs_weights, eval_only=args.eval_only)
     for name in datasets_of_run(cfg, args.eval_only):
@@ -77,8 +81,7 @@ def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> bool:
         GNDetError: if the folder cannot be written to, or a new run would overwrite another one.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    found = (folder / "last_checkpoint").is_file()
-    if found and not args.resume and not args.eval_only:
+    if is_trained(folder) and not args.resume and not args.eval_only:
         raise GNDetError(
             f"OUTPUT_DIR {folder} already contains a run: continue it with --resume, or use another OUTPUT_DIR."
         )
@@ -88,7 +91,14 @@ def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> bool:
         raise GNDetError(f"OUTPUT_DIR {folder} cannot be created: {error.strerror}.") from None
     if not os.access(folder, os.W_OK):
         raise GNDetError(f"OUTPUT_DIR {folder} cannot be written to: use another OUTPUT_DIR.")
-    return found and args.resume
+    return bool(args.resume) and has_checkpoint(folder)
+
+
+def _register_datasets_of_run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Register the own datasets of an earlier run, if the config is its ``config.yaml`` or it is resumed."""
+    folders = [Path(args.config_file).expanduser().parent] + [Path(cfg.OUTPUT_DIR)] * args.resume
+    for folder in folders:
+        register_datasets(folder, [name for name in datasets_of_run(cfg, args.eval_only) if name.startswith(OWN)])
 
 
 def _check_dataset_files(name: str) -> None:
@@ -112,9 +122,8 @@ def _use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
         if bool(json_file) != bool(images):
             raise GNDetError(f"--{role}-json and --{role}-images go together: pass both.")
         if json_file:
-            name = f"own_{Path(json_file).resolve().parent.name}_{role}"  # no dataset of detectron2 has this prefix
-            clean = Path(cfg.OUTPUT_DIR) / "data" / f"{name}.json"
-            registered[role] = register_coco_json(name, json_file, images, clean) | {"json": json_file}
+            name = f"{OWN}{Path(json_file).resolve().parent.name}_{role}"
+            registered[role] = register_coco_json(name, json_file, images, staged_file(name)) | {"json": json_file}
             cfg.DATASETS[split] = (name,)
     if not registered:
         return

@@ -1,22 +1,35 @@
 """Run a training or an evaluation in one process, and write its report."""
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..acceleration.cpu_memory import keep_freed_memory
 from ..config.checks import datasets_of_run
-from ..evaluation.run_folder import remember_datasets
+from ..evaluation.records import Weights
 from ..quiet import silence_detectron2
 from ..training.hooks import BEST_FILE
 from ..training.trainer import evaluate_only, train
+from .output_dir import (
+    EVALUATIONS,
+    evaluation_folder,
+    has_checkpoint,
+    is_training,
+    leftovers_in,
+    set_aside,
+    write_description,
+)
+from .owner import owned
 from .prepare import prepare
 
 logger = logging.getLogger(__name__)
@@ -25,28 +38,73 @@ logger = logging.getLogger(__name__)
 def main(args: argparse.Namespace) -> None:
     """Train, or evaluate with ``--eval-only``, and write the report.
 
+    ``OUTPUT_DIR`` is locked during the run, and files in it are replaced only after the weights have been
+    loaded. An evaluation whose ``OUTPUT_DIR`` is that of a training writes to a folder below it.
+
     Args:
         args: arguments of :func:`gn_det.launch.arguments.argument_parser`.
     """
-    cfg = setup(args)
-    if args.eval_only:
-        evaluate_only(cfg, resume=args.resume)
-    else:
-        train(cfg, resume=args.resume)
-    finish(cfg)
+    cfg = prepare(args)
+    with contextlib.ExitStack() as stack:
+        finish(_evaluate(cfg, args, stack) if args.eval_only else _train(cfg, args, stack))
+
+
+def _train(cfg: CfgNode, args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNode:
+    stack.enter_context(owned(cfg.OUTPUT_DIR))
+    resumes = args.resume and has_checkpoint(cfg.OUTPUT_DIR)
+    leftovers = [] if resumes or not comm.is_main_process() else leftovers_in(cfg.OUTPUT_DIR)
+    _set_up(cfg, args, cfg.OUTPUT_DIR)
+
+    def accept() -> None:
+        set_aside(leftovers, cfg.OUTPUT_DIR)
+        write_description(cfg, datasets_of_run(cfg, eval_only=False))
+
+    train(cfg, args.resume, accept)
+    return cfg
+
+
+def _evaluate(cfg: CfgNode, args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNode:
+    """Evaluate, and return the config with the ``OUTPUT_DIR`` of the results."""
+    below = is_training(cfg.OUTPUT_DIR)
+    if not below:
+        stack.enter_context(owned(cfg.OUTPUT_DIR))
+    _set_up(cfg, args, os.path.join(cfg.OUTPUT_DIR, EVALUATIONS) if below else cfg.OUTPUT_DIR)
+    used = cfg.clone()
+
+    def accept(weights: Weights | None) -> CfgNode:
+        if below:
+            used.defrost()
+            used.OUTPUT_DIR = evaluation_folder(cfg, weights)
+            used.freeze()
+            stack.enter_context(owned(used.OUTPUT_DIR))
+            logger.info(f"OUTPUT_DIR is that of a training: the results of this evaluation go to {used.OUTPUT_DIR}")
+        write_description(used, datasets_of_run(cfg, eval_only=True))
+        return used
+
+    evaluate_only(cfg, args.resume, accept)
+    return used
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Prepare the config, the logs and the seed of a run, and write ``OUTPUT_DIR/config.yaml``.
+    """Prepare the config, the datasets, the logs and the seed of a run, and write ``OUTPUT_DIR/config.yaml``.
 
-    Calls :func:`gn_det.launch.prepare.prepare` and detectron2's ``default_setup``; must be called in
-    each process. detectron2's long log lines (environment, full config) only go to
-    ``OUTPUT_DIR/log.txt``, not to the terminal.
+    For programs that train by themselves. It must be called in each process, and does not lock the folder.
 
     Raises:
         GNDetError: as for :func:`gn_det.launch.prepare.prepare`.
     """
     cfg = prepare(args)
+    _set_up(cfg, args, cfg.OUTPUT_DIR)
+    write_description(cfg, datasets_of_run(cfg, args.eval_only))
+    return cfg
+
+
+def _set_up(cfg: CfgNode, args: argparse.Namespace, log_folder: str) -> None:
+    """Configure the process, its logs and its seed, and freeze the config. Must be called in each process.
+
+    Does what detectron2's ``default_setup`` does, which would also replace ``OUTPUT_DIR/config.yaml``. The
+    environment and the full config only go to ``log.txt`` in ``log_folder``, not to the terminal.
+    """
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     silence_detectron2()
@@ -54,23 +112,24 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.SEED = comm.shared_random_seed() % 2**31  # chosen here, so that result records contain it
     cfg.freeze()
     rank = comm.get_rank()
-    loggers = [setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fvcore")]
-    loggers += [setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)]
-    loggers += [setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="gn_det", abbrev_name="gn_det")]
+    loggers = [setup_logger(log_folder, distributed_rank=rank, name="fvcore")]
+    loggers += [setup_logger(log_folder, distributed_rank=rank)]
+    loggers += [setup_logger(log_folder, distributed_rank=rank, name="gn_det", abbrev_name="gn_det")]
     terminals = [h for log in loggers for h in log.handlers if getattr(h, "stream", None) is sys.stdout]
     for handler in terminals:
         handler.setLevel(logging.WARNING)
-    # Without config_file: default_setup would log the text of the file as well as the full config.
-    args = argparse.Namespace(**{**vars(args), "config_file": ""})
-    default_setup(cfg, args)
+    logger.info(f"Rank of this process: {rank}. Processes: {comm.get_world_size()}")
+    logger.info(f"Environment info:\n{collect_env_info()}")
+    logger.info(f"Command line arguments: {args}")
+    logger.info(f"Running with full config:\n{cfg.dump()}")
+    seed_all_rng(cfg.SEED + rank)
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     for handler in terminals:
         handler.setLevel(logging.DEBUG)
         if not args.eval_only:  # the training overview shows the numbers of instances
             handler.addFilter(lambda record: not record.getMessage().startswith("Distribution of instances"))
-    if comm.is_main_process():
-        remember_datasets(cfg.OUTPUT_DIR, datasets_of_run(cfg, args.eval_only))
     _log_start(cfg)
-    return cfg
 
 
 def _log_start(cfg: CfgNode) -> None:

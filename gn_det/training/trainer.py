@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from torch import nn
 from ..acceleration.inference import apply_model_options
 from ..acceleration.training import apply_training_options
 from ..checkpoint.checkpointer import build_checkpointer
+from ..checkpoint.uri import find_weights
 from ..config.checks import check_training_options
 from ..errors import GNDetError
 from ..evaluation import evaluator as evaluation
-from ..evaluation.records import past_values
+from ..evaluation.records import Weights, past_values, weights_of
 from ..metrics import storage_key
 from ..modeling.norm import is_norm
 from .ema import EMA
@@ -196,13 +198,14 @@ class Trainer(DefaultTrainer):
         return evaluation.build_evaluator(cfg, dataset_name)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None, weights: Weights | None = None) -> dict:
         """Evaluate a model on each dataset of ``DATASETS.TEST``, write records and log tables.
 
         Args:
             cfg: config with the datasets.
             model: model in training or evaluation mode.
             evaluators: if given, detectron2's method runs these evaluators instead.
+            weights: the weights of the model, for the records, if it was not trained by this run.
 
         Returns:
             A dict with these keys; for several datasets, a dict from their names to such dicts:
@@ -217,7 +220,7 @@ class Trainer(DefaultTrainer):
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             loader = cls.build_test_loader(cfg, name)
-            results[name] = evaluation.evaluate(cfg, model, name, loader, _trained_iterations(cfg))
+            results[name] = evaluation.evaluate(cfg, model, name, loader, _trained_iterations(cfg), weights)
         return results.popitem()[1] if len(results) == 1 else results
 
 
@@ -252,12 +255,13 @@ def _warn_about_classes(saved: object, class_names: list[str]) -> None:
         )
 
 
-def train(cfg: CfgNode, resume: bool = False) -> dict:
+def train(cfg: CfgNode, resume: bool = False, accept: Callable[[], object] | None = None) -> dict:
     """Train the model of a config, and evaluate it at the end.
 
     Args:
         cfg: checked config.
         resume: continue from the last checkpoint in ``OUTPUT_DIR``, if there is one.
+        accept: called in each process when the weights are loaded, before the training starts.
 
     Returns:
         The results of the last evaluation, see :meth:`Trainer.test`; empty if nothing was evaluated.
@@ -267,12 +271,20 @@ def train(cfg: CfgNode, resume: bool = False) -> dict:
         start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
         logger.warning(f"--resume: {cfg.OUTPUT_DIR} holds no checkpoint, so training begins {start}.")
     trainer.resume_or_load(resume=resume)
+    if accept:
+        accept()
     trainer.train()
     return getattr(trainer, "_last_eval_results", {})
 
 
-def evaluate_only(cfg: CfgNode, resume: bool = False) -> dict:
+def evaluate_only(
+    cfg: CfgNode, resume: bool = False, accept: Callable[[Weights | None], CfgNode] | None = None
+) -> dict:
     """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint in ``OUTPUT_DIR``.
+
+    Args:
+        accept: called in each process when the weights are loaded. Takes the weights, or None in processes
+            other than the main process; returns the config of the evaluation, whose ``OUTPUT_DIR`` may differ.
 
     Returns:
         The results, see :meth:`Trainer.test`.
@@ -285,7 +297,9 @@ def evaluate_only(cfg: CfgNode, resume: bool = False) -> dict:
     rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if "classes" in rest:
         checkpointer.checkpointables["classes"].load_state_dict(rest["classes"])
-    return Trainer.test(cfg, model)
+    loaded = checkpointer.loaded_from
+    weights = weights_of(loaded, find_weights(loaded), rest) if comm.is_main_process() else None
+    return Trainer.test(accept(weights) if accept else cfg, model, weights=weights)
 
 
 def _trained_iterations(cfg: CfgNode) -> int | None:

@@ -14,6 +14,7 @@ from gn_det.evaluation.run_folder import read_datasets
 from gn_det.launch.arguments import argument_parser
 from gn_det.launch.prepare import prepare
 from gn_det.launch.processes import launch
+from gn_det.zoo.index import digest
 from helpers.forks import fork_tool
 from helpers.tools import own_data, run_tool
 
@@ -63,7 +64,10 @@ def test_evaluation_of_a_checkpoint_gives_the_same_ap(trained, data, tmp_path):
     done = fork_tool(*arguments, "MODEL.WEIGHTS", output / "model_final.pth")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (first,), (second,) = ([json.loads(p.read_text()) for p in (o / "records").iterdir()] for o in (output, tmp_path))
-    assert first["box"] == second["box"] and first["mask"] == second["mask"] and second["iteration"] is None
+    assert first["box"] == second["box"] and first["mask"] == second["mask"]
+    assert first["iteration"] == second["iteration"] == 4 and first["data"] == second["data"]
+    assert first["train_data"] == second["train_data"] and first["weights_sha256"] is None
+    assert second["weights_sha256"] == digest(output / "model_final.pth", "sha256")
     assert second["config"] == "quickstart_R18_FPN_gn_scratch"
 
 
