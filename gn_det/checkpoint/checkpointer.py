@@ -16,9 +16,9 @@ from ..errors import GNDetError
 from ..zoo import index as zoo
 from .convert import convert, place
 from .dataset_notes import DatasetNotes
-from .fit import LEAVES_RANDOM, Fit, Problem, compare, find_problem, not_finite, report
+from .fit import LEAVES_RANDOM, Fit, Problem, compare, find_problem, not_finite, quantized, report
 from .load import notes_in, read_error, read_file
-from .recipe import RECIPES_BY_ORIGIN, contradiction, recipe_of
+from .recipe import RECIPES_BY_ORIGIN, contradiction, contradiction_of_configs
 from .uri import find_weights
 
 logger = logging.getLogger(__name__)
@@ -144,6 +144,12 @@ class Checkpointer(DetectionCheckpointer):
             converted = convert(weights)
             leftover = {name: weights[name] for name in converted.leftover}
             weights, origin = place(converted.weights, state) | leftover, converted.origin
+        if bad := quantized(weights, state):
+            kind = str(weights[bad[0]].dtype).removeprefix("torch.")
+            raise GNDetError(
+                f"The weights {self._weights_name} have {len(bad)} tensors of type {kind} (for example {bad[0]}), whose "
+                "scales are not known; use weights of a floating point type."
+            )
         if bad := not_finite(weights):
             raise GNDetError(
                 f"The weights {self._weights_name} are corrupt: {len(bad)} tensors contain NaN or infinity (for example "
@@ -164,20 +170,28 @@ class Checkpointer(DetectionCheckpointer):
         problem = find_problem(fit, weights, self.model, accept, self._complete)
         if problem or not self._cfg or "recipe" in accept:
             return problem
-        clause = contradiction(self._recipe(checkpoint, origin), self._cfg)
+        trained = self._config_of(checkpoint)
+        clause = (
+            contradiction_of_configs(trained, self._cfg)
+            if trained
+            else contradiction(self._recipe(checkpoint, origin), self._cfg)
+        )
         return Problem("recipe", clause) if clause else None
 
-    def _recipe(self, checkpoint: dict[str, Any], origin: str) -> dict[str, Any]:
-        """Return what is known of the recipe of the weights.
-
-        The sources are, in this order, the config and the recipe in the checkpoint, the model zoo,
-        and the tensor names.
-        """
+    def _config_of(self, checkpoint: dict[str, Any]) -> CfgNode | None:
+        """Return the config with which a checkpoint was trained; None if it has none that can be read."""
         if text := notes_in(checkpoint).get("config"):
             try:
-                return recipe_of(parse_config(text, f"The config in {self._weights_name}"))
+                return parse_config(text, f"The config in {self._weights_name}")
             except GNDetError as error:  # the config is from another version
                 logger.warning(f"The recipe of the weights cannot be compared with the config: {error}")
+        return None
+
+    def _recipe(self, checkpoint: dict[str, Any], origin: str) -> dict[str, Any]:
+        """Return what is known of the recipe of weights without a config.
+
+        The sources are, in this order, the recipe in the file, the model zoo, and the tensor names.
+        """
         if isinstance(recipe := checkpoint.get("recipe"), dict):
             return recipe
         if entry := zoo.entry_of(self._weights_name):

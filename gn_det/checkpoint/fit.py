@@ -99,6 +99,18 @@ def report(fit: Fit) -> str:
     return tabulate(rows, ["part", *counts], tablefmt="github")
 
 
+def quantized(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that have integers or 8-bit floats where the model has floats."""
+    return [
+        name
+        for name, value in weights.items()
+        if name in state
+        and is_learned(name)
+        and state[name].is_floating_point()
+        and not (value.is_floating_point() and value.element_size() >= 2)
+    ]
+
+
 def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the tensors that contain NaN or infinity."""
     return [name for name, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()]

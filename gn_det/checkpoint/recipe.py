@@ -1,8 +1,10 @@
-"""Compare the training recipe of weights (color order, pixel mean, stride, groups, eps, ...) with a config.
+"""Compare the training recipe of weights (color order, pixel mean, groups, anchors, ...) with a config.
 
 The tensors do not contain these settings, but the weights give wrong results in a model with others.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -37,6 +39,22 @@ _SETTINGS = {
     "eps": ("eps", "MODEL.GN.EPS"),
     "weight_standardization": ("WEIGHT_STANDARDIZATION", "MODEL.GN.WEIGHT_STANDARDIZATION"),
 }
+# What each setting must be, and the types of its value.
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "format": ("a text", (str,)),
+    "pixel_mean": ("a list of numbers", (list, tuple)),
+    "pixel_std": ("a list of numbers", (list, tuple)),
+    "stride_in_1x1": ("True or False", (bool,)),
+    "groups": ("a number", (int, str)),
+    "eps": ("a number", (int, float)),
+    "weight_standardization": ("True or False", (bool,)),
+}
+# gn_det's parts have the tensors and the outputs of detectron2's.
+_STOCK_NAMES = {
+    "FastRCNN4Conv1FCGNHead": "FastRCNNConvFCHead",
+    "MaskRCNNConvUpsampleGNHead": "MaskRCNNConvUpsampleHead",
+    "Res5GNROIHeads": "Res5ROIHeads",
+}
 
 
 def recipe_of(cfg: CfgNode) -> dict[str, Any]:
@@ -70,6 +88,60 @@ def recipe_of(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def decoding_of(cfg: CfgNode) -> dict[str, Any]:
+    """Return the config keys that decide how the outputs of a model are computed from the same tensors.
+
+    Returns:
+        {dotted key: value}, with the keys of the parts that the model of the config has. Lists are compared
+        with tuples, so that the values are lists, and names of gn_det's parts are those of detectron2's.
+    """
+    return {key: _comparable(get_key(cfg, key)) for key in _decoding_keys(cfg)}
+
+
+def _decoding_keys(cfg: CfgNode) -> Iterator[str]:
+    model = cfg.MODEL
+    yield from (f"MODEL.ANCHOR_GENERATOR.{key}" for key in ("NAME", "SIZES", "ASPECT_RATIOS", "ANGLES", "OFFSET"))
+    if "resnet" in model.BACKBONE.NAME:
+        yield "MODEL.RESNETS.RES5_DILATION"
+    if "fpn" in model.BACKBONE.NAME:
+        yield "MODEL.FPN.FUSE_TYPE"
+    if model.META_ARCHITECTURE == "RetinaNet":
+        yield from ("MODEL.RETINANET.BBOX_REG_WEIGHTS", "MODEL.RETINANET.IN_FEATURES")
+        return
+    yield from ("MODEL.RPN.BBOX_REG_WEIGHTS", "MODEL.RPN.IN_FEATURES")
+    if model.META_ARCHITECTURE == "ProposalNetwork":
+        return
+    pooler = ("NAME", "POOLER_TYPE", "POOLER_RESOLUTION", "POOLER_SAMPLING_RATIO")
+    yield from ("MODEL.ROI_HEADS.NAME", "MODEL.ROI_HEADS.IN_FEATURES")
+    yield from (f"MODEL.ROI_BOX_HEAD.{key}" for key in (*pooler, "CLS_AGNOSTIC_BBOX_REG"))
+    cascade = model.ROI_HEADS.NAME == "CascadeROIHeads"
+    yield f"MODEL.{'ROI_BOX_CASCADE_HEAD' if cascade else 'ROI_BOX_HEAD'}.BBOX_REG_WEIGHTS"
+    if model.MASK_ON:
+        yield from (f"MODEL.ROI_MASK_HEAD.{key}" for key in (*pooler, "CLS_AGNOSTIC_MASK"))
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_comparable(item) for item in value]
+    return _STOCK_NAMES.get(value, value) if isinstance(value, str) else value
+
+
+def contradiction_of_configs(trained: CfgNode, cfg: CfgNode) -> str | None:
+    """Return how the config with which weights were trained contradicts another config; None if they agree.
+
+    The result is that of :func:`contradiction` for the recipe, or else a clause that names all keys of
+    :func:`decoding_of` that differ.
+    """
+    if clause := contradiction(recipe_of(trained), cfg):
+        return clause
+    theirs, ours = decoding_of(trained), decoding_of(cfg)
+    different = [key for key in theirs if key in ours and theirs[key] != ours[key]]
+    if not different:
+        return None
+    listed = ", ".join(f"{key} {theirs[key]} (the config has {ours[key]})" for key in different)
+    return f"they were trained with {listed}: set {'it' if len(different) == 1 else 'them'} as in the training"
+
+
 def contradiction(recipe: dict[str, Any], cfg: CfgNode) -> str | None:
     """Return how the recipe of weights contradicts a config; None if they agree.
 
@@ -83,7 +155,12 @@ def contradiction(recipe: dict[str, Any], cfg: CfgNode) -> str | None:
     recipe, config_recipe = with_current_keys(recipe), recipe_of(cfg)
     for name, (label, key) in _SETTINGS.items():
         trained, configured = recipe.get(name), config_recipe[name]
-        if trained is None or configured is None or _agree(name, trained, configured):
+        if trained is None or configured is None:
+            continue
+        expected, types = _KINDS[name]
+        if not isinstance(trained, types) or ("list" in expected and not all(map(_is_number, trained))):
+            return f"their recipe has {label} {repr(trained)[:40]!r}, which is not {expected}"
+        if _agree(name, trained, configured):
             continue
         change = (
             f"set {key} to {trained}" if key else "change the norm, MODEL.GN.NUM_GROUPS or MODEL.GN.CHANNELS_PER_GROUP"
@@ -92,9 +169,16 @@ def contradiction(recipe: dict[str, Any], cfg: CfgNode) -> str | None:
     return None
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _agree(name: str, trained: Any, configured: Any) -> bool:
+    if name not in ("pixel_mean", "pixel_std"):
+        return bool(trained == configured)
+    pairs = list(zip(trained, configured, strict=False))
     if name == "pixel_mean":
-        return all(abs(a - b) <= _MEAN_TOLERANCE for a, b in zip(trained, configured, strict=True))
-    if name == "pixel_std":
-        return all(abs(a - b) <= _STD_TOLERANCE * max(a, b) for a, b in zip(trained, configured, strict=True))
-    return bool(trained == configured)
+        close = all(abs(a - b) <= _MEAN_TOLERANCE for a, b in pairs)
+    else:
+        close = all(abs(a - b) <= _STD_TOLERANCE * max(a, b) for a, b in pairs)
+    return close and len(trained) == len(configured)

@@ -15,6 +15,8 @@ from detectron2.utils.visualizer import GenericMask, Visualizer
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw
 
+from .names import picture_names
+
 _MIN_SIDE = 480  # pixels; images with a shorter side are enlarged, so that names can be read
 _MAX_ENLARGED = 2000  # pixels; no image is enlarged beyond this longer side
 _MAX_SIDE = 4096  # pixels; images with a longer side are reduced, because drawing them needs gigabytes
@@ -151,7 +153,7 @@ def draw_predictions(
     Args:
         dataset_name: registered name of the dataset.
         detections_file: the evaluator's ``coco_instances_results.json``.
-        folder: where to write the pictures.
+        folder: where to write the pictures, named as the images, in the same folders below it.
         number: of images.
         min_score: detections with a lower score are not drawn.
 
@@ -164,8 +166,7 @@ def draw_predictions(
     for row in json.loads(Path(detections_file).read_text()):
         if row["score"] >= min_score:
             by_image[row["image_id"]].append(row)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    names = picture_names([row["file_name"] for row in rows])
     paths = []
     for index in np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int):
         row = rows[index]
@@ -174,7 +175,8 @@ def draw_predictions(
         left = draw_instances(image, detections, metadata)
         right = LabelVisualizer(image, metadata, _scale(image)).draw_dataset_dict(row).get_image()
         titles = (f"predictions (score >= {min_score})", "ground truth")
-        paths.append(folder / f"{Path(row['file_name']).stem}.png")
+        paths.append(Path(folder, f"{names[index]}.png"))
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
         _side_by_side((left, right), titles).save(paths[-1])
     return paths
 

@@ -21,12 +21,16 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from tqdm import tqdm
 
-from ..config.checks import check_config
+from ..config.checks import check_config, datasets_of_run
 from ..config.files import load_config
+from ..data.identity import dataset_identities, read_identities, same_data
 from ..errors import GNDetError, did_you_mean
+from ..evaluation.comparison import check_test_data, train_data_of
 from ..evaluation.records import config_digest, make_record, read_record
 from ..files import save_json
 from ..launch.arguments import config_from_args
+from ..launch.output_dir import has_checkpoint
+from ..launch.owner import owned
 from ..launch.prepare import prepare
 from ..launch.processes import launch
 from ..launch.run import main
@@ -131,7 +135,7 @@ class Study:
     def _arguments(self, variant: Variant) -> argparse.Namespace:
         folder = self.folder / variant.name
         opts = [*self.opts[variant], "OUTPUT_DIR", str(folder)]
-        resume = (folder / "last_checkpoint").is_file()
+        resume = has_checkpoint(folder)
         return argparse.Namespace(**{**vars(self.args), "opts": opts, "resume": resume, "eval_only": False})
 
     def _check(self, variant: Variant, prepared: CfgNode) -> None:
@@ -151,11 +155,17 @@ class Study:
             )
         base = self.base.clone()
         base.OUTPUT_DIR, base.DATASETS = "", cfg.DATASETS
-        identity = {"config": base.MODEL.GN.CONFIG, "recipe": config_digest(base)}
+        data = dataset_identities(datasets_of_run(cfg, eval_only=False))
+        identity = {"config": base.MODEL.GN.CONFIG, "recipe": config_digest(base), "data": data}
         path = self.folder / "study.json"
-        if path.is_file() and read_record(path) != identity:
+        known = read_record(path) if path.is_file() else {}
+        different = [key for key in ("config", "recipe") if known and known.get(key) != identity[key]]
+        then = read_identities(known.get("data"))
+        different += [name for name in data if not same_data(then.get(name), data[name])]
+        if different:
             raise GNDetError(
-                f"{self.folder} holds a norm study with another config or other data; set another OUTPUT_DIR."
+                f"{self.folder} holds a norm study with another config or other data ({', '.join(different)}); set another "
+                "OUTPUT_DIR."
             )
         save_json(path, identity)
 
@@ -185,13 +195,14 @@ class Study:
         if done:
             log(f"{done} of {total} trainings are already done.")
         start = time.monotonic()
-        for trained, (variant, seconds, failure) in enumerate(self._train_all(todo, jobs), start=1):
-            seconds_left = (total - done - trained) * (time.monotonic() - start) / trained
-            if failure:
-                failures.append(f"{variant}: {failure}")
-            outcome = failure or _format_outcome(read_record(self.result_file(variant)))
-            took, left = tqdm.format_interval(seconds), tqdm.format_interval(seconds_left)
-            log(f"[{done + trained}/{total}] {variant}: {outcome} ({took}; about {left} left)")
+        with owned(self.folder):
+            for trained, (variant, seconds, failure) in enumerate(self._train_all(todo, jobs), start=1):
+                seconds_left = (total - done - trained) * (time.monotonic() - start) / trained
+                if failure:
+                    failures.append(f"{variant}: {failure}")
+                outcome = failure or _format_outcome(read_record(self.result_file(variant)))
+                took, left = tqdm.format_interval(seconds), tqdm.format_interval(seconds_left)
+                log(f"[{done + trained}/{total}] {variant}: {outcome} ({took}; about {left} left)")
         return failures
 
     def report(self) -> list[Path]:
@@ -199,10 +210,20 @@ class Study:
 
         Returns:
             The paths of both files; an empty list if no variant is finished.
+
+        Raises:
+            GNDetError: the variants were trained or evaluated on different data.
         """
         records = [read_record(path) for path in sorted((self.folder / "records").glob("*.json"))]
         if not records:
             return []
+        check_test_data(records)
+        trained = {train_data_of(record) for record in records} - {()}
+        if len(trained) > 1:
+            raise GNDetError(
+                f"The trainings in {self.folder} used {len(trained)} different sets of training data, so their AP cannot be "
+                "compared; set another OUTPUT_DIR."
+            )
         table, picture = self.folder / "study.md", self.folder / "study.png"
         table.write_text(study_tables(records) + "\n")
         draw_study(records, picture)

@@ -40,7 +40,7 @@ def owned(folder: str | Path) -> Iterator[None]:
     folder = Path(folder)
     lock = FileLock(folder / _LOCK)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=0)
     except Timeout:
         raise GNDetError(
             f"OUTPUT_DIR {folder} is in use by another run{_describe_owner(folder)}: wait until it ends, or use another "

@@ -144,7 +144,8 @@ def _facts(source: Source) -> list[tuple[str, str]]:
         "Config": record.get("config") or cfg.MODEL.GN.CONFIG,
         "Norms": ", ".join(norms),
         "Padding": _PADDING.get(record.get("ignore_padding")),
-        **(trained if source.metrics else {"Weights": cfg.MODEL.WEIGHTS}),  # without metrics, it was only evaluated
+        # Without metrics, it was only evaluated.
+        **(trained if source.metrics else {"Weights": record.get("weights") or cfg.MODEL.WEIGHTS}),
         "Evaluated on": source.dataset and describe_dataset(source.dataset, source.truth),
         "Classes": _classes(source),
         "Processes": record.get("processes"),

@@ -202,4 +202,5 @@ def show_predictions(cfg: CfgNode) -> None:
             with Image.open(path) as picture:
                 picture.thumbnail((_IMAGE_SIZE, _IMAGE_SIZE))
                 pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-            get_event_storage().put_image(f"{name}/{path.stem}", pixels.copy())
+            drawn = path.relative_to(folder).with_suffix("").as_posix()
+            get_event_storage().put_image(f"{name}/{drawn}", pixels.copy())

@@ -1,5 +1,6 @@
 """Loading MODEL.WEIGHTS: the file is found, checked against the model, and loaded or refused."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,11 +8,13 @@ import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from gn_det import GNDetError
 from gn_det.checkpoint import uri
 from gn_det.checkpoint.checkpointer import Checkpointer
+from gn_det.checkpoint.dataset_notes import DatasetNotes
 from gn_det.checkpoint.uri import check_name, find_weights
 from gn_det.config.files import load_config
 from gn_det.zoo import index as zoo
@@ -127,6 +130,11 @@ REFUSED = {  # case: (overrides of the config, word of the problem, part of the 
         "they were trained with images in BGR, but the config has RGB: set INPUT.FORMAT to BGR",
     ),
     "other groups": (("MODEL.GN.NUM_GROUPS", 8), "recipe", "the number of groups 32, but the config has 8"),
+    "other anchors": (
+        ("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64], [128], [256], [512]]),
+        "recipe",
+        "they were trained with MODEL.ANCHOR_GENERATOR.SIZES [[16], [32], [64], [128], [256]] (the config has [[32], [64]",
+    ),
     "LN for GN": (
         ("MODEL.FPN.NORM", "LN", "MODEL.RESNETS.NORM", "LN"),
         "recipe",
@@ -234,7 +242,68 @@ def test_the_checkpointer_works_without_a_config(output_dir, config):
         Checkpointer(model).load(str(output_dir / "model_final.pth"))
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantized_weights_cannot_be_accepted(dtype, config, trained, tmp_path):
+    quantized = {
+        name: value.to(dtype) if name.endswith("conv1.weight") else value for name, value in trained["model"].items()
+    }
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(GNDetError, match=rf"have \d+ tensors of type {kind} \(for example backbone"):
+        load(config("MODEL.GN.ACCEPT_WEIGHTS", ("partial", "recipe")), save(tmp_path / "x.pth", quantized))
+
+
+def test_half_precision_weights_are_loaded(config, trained, tmp_path):
+    load(config(), save(tmp_path / "x.pth", {name: value.half() for name, value in trained["model"].items()}))
+
+
+@pytest.mark.parametrize("recipe", [{"pixel_mean": "x"}, {"pixel_std": [1, None, 2]}, {"eps": [1]}, {"format": {}}])
+def test_malformed_recipe_in_a_file_is_refused(recipe, config, trained, tmp_path):
+    with pytest.raises(GNDetError, match="do not fit the model .*: their recipe has .*, which is not a ") as error:
+        load(config(), save(tmp_path / "x.pth", trained["model"], recipe=recipe))
+    assert "\n" not in str(error.value)
+
+
 # ---- resuming
+
+
+def test_run_is_not_resumed_with_another_recipe(config, output_dir, tmp_path):
+    (tmp_path / "model_final.pth").symlink_to(output_dir / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    cfg = config("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (5.0, 5.0, 2.5, 2.5))
+    with pytest.raises(GNDetError, match=r"trained with MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS \[10.0, 10.0, 5.0, 5.0\]"):
+        Checkpointer(build_model(cfg), str(tmp_path), cfg=cfg).resume_or_load("", resume=True)
+
+
+@pytest.fixture
+def own_dataset(tmp_path):
+    """Function of the number of images: registers a dataset with them under one name."""
+    name = "own_checkpointer_train"
+
+    def register(images: int) -> str:
+        rows = [{"id": number, "file_name": f"{number}.png", "height": 9, "width": 9} for number in range(images)]
+        file = tmp_path / f"{images}.json"
+        file.write_text(json.dumps({"categories": [], "images": rows, "annotations": []}))
+        MetadataCatalog.pop(name, None)
+        DatasetCatalog.pop(name, None)
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).json_file = str(file)
+        return name
+
+    yield register
+    MetadataCatalog.pop(name)
+    DatasetCatalog.pop(name)
+
+
+def test_other_training_data_under_the_same_name_are_reported(own_dataset, caplog):
+    """A checkpoint has the digests of its training data."""
+    notes = DatasetNotes([own_dataset(3)])
+    state = notes.state_dict()
+    notes.load_state_dict(state)
+    notes.load_state_dict({"own_checkpointer_train": None})
+    assert not caplog.records and state["own_checkpointer_train"]["images"] == 3
+    DatasetNotes([own_dataset(2)]).load_state_dict(state)
+    assert "The checkpoint was trained on own_checkpointer_train (3 images, 0 objects, digest" in caplog.text
+    assert "goes on with other data: own_checkpointer_train (2 images" in caplog.text
 
 
 def test_a_resumed_run_must_load_its_whole_model(config, output_dir, tmp_path):

@@ -44,6 +44,23 @@ def test_no_detections_and_fewer_images_than_requested(tmp_path):
     DatasetCatalog.remove("test_drawn")
 
 
+def test_images_with_one_name_in_different_folders_have_a_picture_each(tmp_path):
+    json_file, images = shapes.generate(tmp_path / "shapes", num_train=1, num_val=2, size=96)["val"]
+    data = json.loads(json_file.read_text())
+    for number, row in enumerate(data["images"], start=1):
+        target = images / f"cam{number}" / "0001.png"
+        target.parent.mkdir()
+        (images / row["file_name"]).rename(target)
+        row["file_name"] = f"cam{number}/0001.png"
+    json_file.write_text(json.dumps(data))
+    register_coco_json("test_drawn", json_file, images, tmp_path / "clean.json")
+    (tmp_path / "found.json").write_text("[]")
+    paths = draw_predictions("test_drawn", tmp_path / "found.json", tmp_path / "p")
+    assert paths == [tmp_path / "p" / f"cam{number}" / "0001.png" for number in (1, 2)]
+    assert all(path.is_file() for path in paths)
+    DatasetCatalog.remove("test_drawn")
+
+
 def found(size: tuple[int, int], *boxes: list[float], masks: bool = True) -> Instances:
     instances = Instances(size)
     instances.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))

@@ -97,6 +97,49 @@ def test_records_on_different_data_sets_are_refused(tmp_path):
         load_runs([folder])
 
 
+def identity(digest: str, images: int = 40) -> dict:
+    return {"digest": f"content:{digest * 64}", "images": images, "objects": 2 * images}
+
+
+def test_runs_on_different_training_data_are_different_rows(tmp_path):
+    """Names of datasets are not unique: they are those of folders."""
+    rows = [
+        record(40.0, 1, train_data={"own_data_train": identity("a")}),
+        record(30.0, 2, train_data={"own_data_train": identity("b", images=10)}),
+        record(42.0, 3, train_data={"own_other_train": identity("a")}),
+        record(50.0, 4),  # written by an older version
+    ]
+    first, second, old = load_runs([write(tmp_path, *rows)])
+    assert (first.values("box", "AP"), second.values("box", "AP")) == ([40.0, 42.0], [30.0])
+    assert first.name == "custom, trained on own_data_train (40 images, 80 objects, digest aaaaaaaa)"
+    assert second.name == "custom, trained on own_data_train (10 images, 20 objects, digest bbbbbbbb)"
+    assert old.name == "custom, trained on unknown data"
+
+
+def test_test_data_are_compared_by_content(tmp_path):
+    same = [record(40.0, 1, data=identity("a")), record(42.0, 2, data=identity("a"), dataset="shapes_val")]
+    (row,) = load_runs([write(tmp_path / "same", *same, record(44.0, 3))])
+    assert row.values("box", "AP") == [40.0, 42.0, 44.0]
+    (row,) = load_runs([write(tmp_path / "renamed", same[0], record(42.0, 2, data=identity("a"), dataset="other"))])
+    assert len(row.records) == 2
+    other = record(42.0, 2, data=identity("b", images=3))
+    sentence = r"shapes_val \(3 images, 6 objects, digest bbbbbbbb\), shapes_val \(40 images, 80 objects"
+    with pytest.raises(GNDetError, match=sentence):
+        load_runs([write(tmp_path / "other", same[0], other)])
+
+
+def test_evaluations_of_the_same_weights_count_once(tmp_path):
+    folder = write(tmp_path, *(record(40.0, seed, weights_sha256=sha) for seed, sha in ((1, "a"), (2, "a"), (3, "b"))))
+    (row,) = load_runs([folder])
+    assert len(row.records) == 2
+
+
+@pytest.mark.parametrize("value", [1, "x", [1], {"digest": 3}, {"a": 1}])
+def test_malformed_identities_are_ignored(tmp_path, value):
+    (row,) = load_runs([write(tmp_path, record(40.0, data=value, train_data=value))])
+    assert row.values("box", "AP") == [40.0]
+
+
 def test_table_has_differences_and_published_rows(tmp_path):
     rows = load_runs([write(tmp_path, record(40.0), record(42.0, 2), record(45.0, config_sha256="b", config="new"))])
     first, second, paper = runs_table(rows, paper_rows(["mask_rcnn_R50_FPN_gn"])).splitlines()[2:]

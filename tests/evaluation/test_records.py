@@ -68,6 +68,15 @@ def test_record_is_written_without_temporary_files(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_each_evaluation_of_other_weights_settings_or_data_has_a_record_of_its_own(tmp_path):
+    evaluated = row(iteration=4, weights_sha256="a" * 64, config_sha256="c" * 64, data={"digest": "content:1"})
+    changes = [{}, {"weights_sha256": "b" * 64}, {"config_sha256": "d" * 64}, {"data": {"digest": "content:2"}}]
+    names = [write_record(tmp_path, evaluated | change).name for change in [*changes, {"seed": 2}]]
+    assert len(set(names)) == 4 and names[0] == names[-1]
+    assert names[0].startswith("x-coco_2017_val-aaaaaaaa-") and names[1].startswith("x-coco_2017_val-bbbbbbbb-")
+    assert past_values(tmp_path, "coco_2017_val", "bbox/AP", until=9) == []  # none is of a training
+
+
 def test_keys_added_later_do_not_change_the_digest():
     name = "quickstart_R18_FPN_gn_scratch"
     before = load_config(name)

@@ -1,6 +1,7 @@
 """Runs from the command line: your own data, wrong arguments, resuming, evaluating."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from gn_det import GNDetError
 from gn_det.data import shapes
-from gn_det.evaluation.run_folder import read_datasets
+from gn_det.evaluation.run_folder import read_datasets, read_metrics
 from gn_det.launch.arguments import argument_parser
+from gn_det.launch.owner import owned
 from gn_det.launch.prepare import prepare
 from gn_det.launch.processes import launch
 from gn_det.zoo.index import digest
@@ -94,6 +96,90 @@ def test_run_is_continued_with_resume_and_never_overwritten(trained, data, tmp_p
     assert done.returncode == 0 and "Starting training from iteration 4" in done.stdout
     assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 5
     assert (output / "records" / "quickstart_R18_FPN_gn_scratch-own_shapes_val-0000006.json").is_file()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file in a folder, without logs, locks and evaluations."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path.relative_to(folder) for path in files if path.name not in ("log.txt", ".gn_det.lock")]
+    return {str(path): (folder / path).read_bytes() for path in files if path.parts[0] != "evaluations"}
+
+
+def test_evaluation_of_a_training_has_a_folder_of_its_own(trained, data, tmp_path):
+    """The datasets are known from the run's config. Each evaluation leaves the files of the training as they are."""
+    output = tmp_path / "out"
+    shutil.copytree(trained[0], output)
+    before = files_of(output)
+    arguments = ["--config", output / "config.yaml", "--eval-only", "OUTPUT_DIR", output]
+    done = fork_tool(*arguments, "MODEL.WEIGHTS", output / "model_0000001.pth")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert fork_tool("--resume", *arguments).returncode == 0
+    few = json.loads((data / "val.json").read_text())
+    few["images"].pop()
+    few["annotations"] = [a for a in few["annotations"] if a["image_id"] in {row["id"] for row in few["images"]}]
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "shapes" / "val.json").write_text(json.dumps(few))
+    other = ["--val-json", tmp_path / "shapes" / "val.json", "--val-images", data / "val"]
+    assert fork_tool(*other, "--resume", *arguments).returncode == 0
+
+    assert files_of(output) == before
+    folders = sorted(path for path in (output / "evaluations").iterdir() if path.is_dir())
+    assert [path.name[:-17] for path in folders] == [
+        "model_0000001-own_shapes_val-",
+        "model_final-own_shapes_val-",
+        "model_final-own_shapes_val-",
+    ]
+    for folder in folders:
+        names = {path.name for path in folder.iterdir()}
+        assert {"config.yaml", "data", "inference", "pictures", "records", "report.html"} <= names
+        assert (folder / "data" / "own_shapes_val.json").is_file()
+    records = [json.loads(next((folder / "records").iterdir()).read_text()) for folder in folders]
+    assert [record["iteration"] for record in records] == [2, 4, 4]
+    assert sorted(record["data"]["images"] for record in records) == [2, 3, 3]
+    assert all(record["train_data"]["own_shapes_train"]["images"] == 6 for record in records)
+
+
+def test_refused_command_changes_nothing_in_the_folder_of_a_run(trained, data, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(trained[0], output)
+    before = files_of(output)
+    arguments = ["--config", "mask_rcnn_R50_FPN_gn", *own_data(data), "OUTPUT_DIR", output]
+    weights = ["MODEL.WEIGHTS", output / "model_final.pth"]
+    for flags in (["--eval-only"], ["--resume"]):
+        done = fork_tool(*flags, *arguments, *weights)
+        assert done.returncode == 2 and "do not fit the model" in done.stderr
+        assert files_of(output) == before and not list(output.glob("evaluations/*/"))
+
+
+def test_files_of_a_killed_training_are_set_aside(trained, data, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(trained[0], output)
+    for path in (*output.glob("model_*.pth"), output / "last_checkpoint"):
+        path.unlink()
+    metrics = (output / "metrics.json").read_text()
+    arguments = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(data)[:4], *SHORT, "SOLVER.MAX_ITER", 1]
+    done = fork_tool(*arguments, "OUTPUT_DIR", output)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert f"files of an earlier run without a checkpoint: they were moved to {output / 'earlier-1'}" in done.stdout
+    assert (output / "earlier-1" / "metrics.json").read_text() == metrics
+    assert [row["iteration"] for row in read_metrics(output)] == [0]
+    assert not (output / "records").exists() and (output / "earlier-1" / "records").is_dir()
+
+
+def test_weights_without_last_checkpoint_are_not_trained_over(data, tmp_path):
+    (tmp_path / "model_0000003.pth").write_bytes(b"weights")
+    done = fork_tool("--config", "quickstart_R18_FPN_gn_scratch", *own_data(data), *SHORT, "OUTPUT_DIR", tmp_path)
+    assert done.returncode == 2 and "already contains a run: continue it with --resume" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model_0000003.pth"]
+
+
+def test_second_run_in_a_folder_in_use_is_refused(data, tmp_path):
+    arguments = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(data), *SHORT, "OUTPUT_DIR", tmp_path]
+    with owned(tmp_path):
+        before = files_of(tmp_path)
+        done = fork_tool(*arguments)
+        assert done.returncode == 2 and f"is in use by another run (process {os.getpid()} on " in done.stderr
+        assert files_of(tmp_path) == before and not (tmp_path / "log.txt").exists()
 
 
 def test_resume_without_a_checkpoint_starts_from_scratch(data, tmp_path):
