@@ -11,14 +11,14 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor, nn
 
-from ..config.files import parse_config
+from ..config.files import load_config, parse_config
 from ..errors import GNDetError
 from ..zoo import index as zoo
 from .convert import convert, place
 from .dataset_notes import DatasetNotes
 from .fit import LEAVES_RANDOM, Fit, Problem, compare, find_problem, not_finite, quantized, report
 from .load import notes_in, read_error, read_file
-from .recipe import RECIPES_BY_ORIGIN, contradiction, contradiction_of_configs
+from .recipe import RECIPES_BY_ORIGIN, contradiction, decoding_contradiction, recipe_of
 from .uri import find_weights
 
 logger = logging.getLogger(__name__)
@@ -170,13 +170,25 @@ class Checkpointer(DetectionCheckpointer):
         problem = find_problem(fit, weights, self.model, accept, self._complete)
         if problem or not self._cfg or "recipe" in accept:
             return problem
-        trained = self._config_of(checkpoint)
-        clause = (
-            contradiction_of_configs(trained, self._cfg)
-            if trained
-            else contradiction(self._recipe(checkpoint, origin), self._cfg)
-        )
+        clause = self._contradiction(checkpoint, origin, self._cfg)
         return Problem("recipe", clause) if clause else None
+
+    def _contradiction(self, checkpoint: dict[str, Any], origin: str, cfg: CfgNode) -> str | None:
+        """Return how what is known of the training of the weights contradicts the config; None if it agrees.
+
+        The sources are, in this order, the config and the recipe in the checkpoint, the model zoo,
+        and the tensor names.
+        """
+        if trained := self._config_of(checkpoint):
+            return contradiction(recipe_of(trained), cfg) or decoding_contradiction(trained, cfg)
+        if isinstance(recipe := checkpoint.get("recipe"), dict):
+            return contradiction(recipe, cfg)
+        if entry := zoo.entry_of(self._weights_name):
+            clause = contradiction(entry.recipe, cfg)
+            return clause or (
+                decoding_contradiction(load_config(entry.config), cfg) if entry.kind == "detector" else None
+            )
+        return contradiction(RECIPES_BY_ORIGIN.get(origin, {}), cfg)
 
     def _config_of(self, checkpoint: dict[str, Any]) -> CfgNode | None:
         """Return the config with which a checkpoint was trained; None if it has none that can be read."""
@@ -186,17 +198,6 @@ class Checkpointer(DetectionCheckpointer):
             except GNDetError as error:  # the config is from another version
                 logger.warning(f"The recipe of the weights cannot be compared with the config: {error}")
         return None
-
-    def _recipe(self, checkpoint: dict[str, Any], origin: str) -> dict[str, Any]:
-        """Return what is known of the recipe of weights without a config.
-
-        The sources are, in this order, the recipe in the file, the model zoo, and the tensor names.
-        """
-        if isinstance(recipe := checkpoint.get("recipe"), dict):
-            return recipe
-        if entry := zoo.entry_of(self._weights_name):
-            return entry.recipe
-        return dict(RECIPES_BY_ORIGIN.get(origin, {}))
 
     def _refusal(self, problem: Problem) -> str:
         model = self._cfg.MODEL.GN.CONFIG if self._cfg and self._cfg.MODEL.GN.CONFIG else type(self.model).__name__

@@ -126,19 +126,17 @@ def _comparable(value: Any) -> Any:
     return _STOCK_NAMES.get(value, value) if isinstance(value, str) else value
 
 
-def contradiction_of_configs(trained: CfgNode, cfg: CfgNode) -> str | None:
-    """Return how the config with which weights were trained contradicts another config; None if they agree.
+def decoding_contradiction(trained: CfgNode, cfg: CfgNode) -> str | None:
+    """Return how the config of weights contradicts another one in :func:`decoding_of`; None if they agree.
 
-    The result is that of :func:`contradiction` for the recipe, or else a clause that names all keys of
-    :func:`decoding_of` that differ.
+    Returns:
+        a clause as that of :func:`contradiction`, which names all keys that differ.
     """
-    if clause := contradiction(recipe_of(trained), cfg):
-        return clause
-    theirs, ours = decoding_of(trained), decoding_of(cfg)
-    different = [key for key in theirs if key in ours and theirs[key] != ours[key]]
+    before, now = decoding_of(trained), decoding_of(cfg)
+    different = [key for key in before if key in now and before[key] != now[key]]
     if not different:
         return None
-    listed = ", ".join(f"{key} {theirs[key]} (the config has {ours[key]})" for key in different)
+    listed = ", ".join(f"{key} {before[key]} (the config has {now[key]})" for key in different)
     return f"they were trained with {listed}: set {'it' if len(different) == 1 else 'them'} as in the training"
 
 

@@ -25,7 +25,7 @@ from tabulate import tabulate
 
 from ..config.defaults import KEYS
 from ..config.files import load_config, shipped_configs
-from ..data.identity import dataset_identities, dataset_identity, read_identities, read_identity
+from ..data.identity import dataset_identities, dataset_identity, read_identities, read_identity, same_data
 from ..errors import GNDetError
 from ..files import save_json
 from ..metrics import METRICS, metric_in_record
@@ -244,6 +244,8 @@ def records_in(folder: str | Path) -> list[dict]:
 def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list[float]:
     """Return the values of a metric in the evaluations during a training, in the order of the iterations.
 
+    Evaluations on other data that had the same name are left out.
+
     Args:
         folder: the run's OUTPUT_DIR.
         metric: for example ``bbox/AP``.
@@ -252,10 +254,11 @@ def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list
     Returns:
         one value per evaluated iteration; NaN if the record does not have the metric.
     """
-    values = {}
+    values, data = {}, dataset_identity(dataset_name)
     for path in sorted(Path(folder, "records").glob("*.json"), key=os.path.getmtime):
         record = read_record(path)
         in_training = record.get("dataset") == dataset_name and not record.get("weights_sha256")
+        in_training = in_training and same_data(read_identity(record.get("data")), data)
         if in_training and 0 < (record.get("iteration") or 0) <= until:
             values[record["iteration"]] = metric_in_record(record, metric)
     return [values[iteration] for iteration in sorted(values)]

@@ -297,8 +297,9 @@ def evaluate_only(
     rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if "classes" in rest:
         checkpointer.checkpointables["classes"].load_state_dict(rest["classes"])
-    loaded = checkpointer.loaded_from
-    weights = weights_of(loaded, find_weights(loaded), rest) if comm.is_main_process() else None
+    weights, loaded = None, checkpointer.loaded_from
+    if loaded and comm.is_main_process():
+        weights = weights_of(loaded, find_weights(loaded), rest)
     return Trainer.test(accept(weights) if accept else cfg, model, weights=weights)
 
 

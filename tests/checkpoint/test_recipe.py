@@ -5,7 +5,7 @@ import pytest
 from gn_det.checkpoint.recipe import (
     RECIPES_BY_ORIGIN,
     contradiction,
-    contradiction_of_configs,
+    decoding_contradiction,
     decoding_of,
     recipe_of,
 )
@@ -69,12 +69,12 @@ def test_each_difference_is_reported(opts, clause):
 DECODING = {
     "anchor sizes": ("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16], [32], [64], [128]]),
     "anchor ratios": ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.3, 1.0, 3.0]]),
-    "anchor offset": ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.5),
+    "anchor offset": ("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0),
     "box weights of the RPN": ("MODEL.RPN.BBOX_REG_WEIGHTS", (2.0, 2.0, 1.0, 1.0)),
     "box weights of the heads": ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (5.0, 5.0, 2.5, 2.5)),
-    "pooler": ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"),
+    "pooler": ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2"),
     "resolution": ("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 7),
-    "sampling": ("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 2),
+    "sampling": ("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 0),
     "class-agnostic boxes": ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
     "class-agnostic masks": ("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True),
     "FPN": ("MODEL.FPN.FUSE_TYPE", "avg"),
@@ -85,24 +85,24 @@ DECODING = {
 def test_each_key_that_decodes_the_outputs_is_compared(case):
     key, value = DECODING[case]
     trained = config(GN)
-    clause = contradiction_of_configs(trained, config(GN, key, value))
+    clause = decoding_contradiction(trained, config(GN, key, value))
     assert clause.startswith(f"they were trained with {key} ") and "(the config has " in clause
 
 
 def test_all_keys_that_differ_are_named():
     opts = [str(part) for pair in list(DECODING.values())[:3] for part in pair]
-    clause = contradiction_of_configs(config(GN), config(GN, *opts))
+    clause = decoding_contradiction(config(GN), config(GN, *opts))
     assert all(DECODING[name][0] in clause for name in list(DECODING)[:3])
 
 
 def test_keys_of_parts_that_a_model_does_not_have_are_not_compared():
     boxes = ("MODEL.MASK_ON", False, "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 7)
-    assert contradiction_of_configs(config(GN), config(GN, *boxes)) is None
+    assert decoding_contradiction(config(GN), config(GN, *boxes)) is None
     cascade = ("MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
     other = ("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0))
-    assert contradiction_of_configs(config(GN, *cascade), config(GN, *cascade, *other)) is None
+    assert decoding_contradiction(config(GN, *cascade), config(GN, *cascade, *other)) is None
     weights = ("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", ((1.0,) * 4, (2.0,) * 4, (3.0,) * 4))
-    assert "CASCADE" in contradiction_of_configs(config(GN, *cascade), config(GN, *cascade, *weights))
+    assert "CASCADE" in decoding_contradiction(config(GN, *cascade), config(GN, *cascade, *weights))
     assert decoding_of(config(GN, "MODEL.META_ARCHITECTURE", "RetinaNet")).keys() >= {
         "MODEL.RETINANET.BBOX_REG_WEIGHTS"
     }
@@ -110,7 +110,7 @@ def test_keys_of_parts_that_a_model_does_not_have_are_not_compared():
 
 def test_parts_of_detectron2_decode_as_those_of_gn_det():
     stock = ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead")
-    assert contradiction_of_configs(config(GN), config(GN, *stock)) is None
+    assert decoding_contradiction(config(GN), config(GN, *stock)) is None
 
 
 @pytest.mark.parametrize("mean", ["x", 1, [1, "2", 3], [float("nan")] * 3, None, [1.0, 2.0]])

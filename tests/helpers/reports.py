@@ -102,6 +102,7 @@ def make_run(
         {"iteration": n, "total_loss": 3 - n / 100, "loss_cls": 2 - n / 100, "lr": 0.02, "time": 0.5} for n in (19, 39)
     ]
     lines += [{"iteration": n, "bbox/AP": float(n), "segm/AP": float(n)} for n in (20, 40)]
+    lines.sort(key=lambda line: line["iteration"])
     (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     if rows is not None:
         path = detections_file(folder)
