@@ -156,7 +156,8 @@ def contradiction(recipe: dict[str, Any], cfg: CfgNode) -> str | None:
         if trained is None or configured is None:
             continue
         expected, types = _KINDS[name]
-        if not isinstance(trained, types) or ("list" in expected and not all(map(_is_number, trained))):
+        numbers = trained if isinstance(trained, list | tuple) else ()
+        if not isinstance(trained, types) or not all(map(_is_number, numbers)):
             return f"their recipe has {label} {repr(trained)[:40]!r}, which is not {expected}"
         if _agree(name, trained, configured):
             continue
