@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from ..data.identity import read_identities
 from ..errors import GNDetError
 from ..files import replacing
 from ..modeling.part_names import part_of
@@ -20,7 +21,7 @@ from .safetensors_io import checkpoint_parts, notes_to_json, packed, write_safet
 #: The formats that can be written, and their suffixes.
 FORMATS = {"detectron2": ".pth", "safetensors": ".safetensors"}
 # Parts that are not reported as left out, because the new file contains them in gn_det's own form.
-_KEPT_PARTS = ("config", "classes", "recipe", "metadata", "origin", "__author__", "matching_heuristics")
+_KEPT_PARTS = ("config", "classes", "datasets", "recipe", "metadata", "origin", "__author__", "matching_heuristics")
 
 
 def convert_file(source: str | Path, target: str | Path, to: str, force: bool = False) -> tuple[Converted, list[str]]:
@@ -53,6 +54,8 @@ def convert_file(source: str | Path, target: str | Path, to: str, force: bool = 
     notes = notes_in(parts) | {"origin": converted.origin}
     if isinstance(parts.get("recipe"), dict):
         notes["recipe"] = parts["recipe"]
+    if datasets := read_identities(parts.get("datasets")):
+        notes["datasets"] = datasets
     if to == "safetensors":
         write_safetensors(target, converted.weights, notes)
     else:

@@ -62,10 +62,11 @@ def checkpoint_parts(notes: Mapping[str, Any]) -> dict[str, Any]:
 
         - "config": {"yaml": str}
         - "classes": {"names": list of str, "ids": list of int}
+        - "datasets": identities of the training data, see :func:`gn_det.data.identity.dataset_identity`
         - "recipe": as :func:`gn_det.checkpoint.recipe.recipe_of` returns it
         - "origin": str
     """
-    parts = {key: notes[key] for key in ("recipe", "origin") if key in notes}
+    parts = {key: notes[key] for key in ("datasets", "recipe", "origin") if key in notes}
     if "config" in notes:
         parts["config"] = {"yaml": notes["config"]}
     if "names" in notes:
@@ -79,7 +80,7 @@ def write_safetensors(path: str | Path, weights: Mapping[str, torch.Tensor], not
     Args:
         weights: {name: dense tensor}. Each tensor is saved contiguous and unshared.
         notes: values that JSON can store. :func:`read_safetensors` returns the keys "config" (YAML
-            text), "names" and "ids" (of the classes), "recipe" and "origin".
+            text), "names" and "ids" (of the classes), "datasets", "recipe" and "origin".
 
     Raises:
         GNDetError: the file cannot be written, or JSON cannot store the notes.

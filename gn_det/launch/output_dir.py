@@ -107,6 +107,13 @@ def staged_file(name: str) -> Path:
     return Path(_staging().name) / f"{name}.json"
 
 
+def remove_staged_files() -> None:
+    """Delete the folder of :func:`staged_file`, if there is one."""
+    if _staging.cache_info().currsize:
+        _staging().cleanup()
+        _staging.cache_clear()
+
+
 def write_description(cfg: CfgNode, datasets: Sequence[str]) -> None:
     """Write ``config.yaml`` and ``data`` of a run to ``OUTPUT_DIR``. Must be called in each process.
 
@@ -125,6 +132,7 @@ def write_description(cfg: CfgNode, datasets: Sequence[str]) -> None:
     comm.synchronize()
     for name, file in own.items():
         _read_from(name, file)
+    remove_staged_files()
     if comm.is_main_process():
         remember_datasets(folder, tuple(datasets))
 
@@ -140,7 +148,8 @@ def _copy(source: Path, target: Path) -> None:
 def _read_from(name: str, file: Path) -> None:
     """Register a dataset with another path of its annotations."""
     facts = MetadataCatalog.get(name).as_dict()
-    if Path(facts["json_file"]) != staged_file(name):  # of an earlier run, which may have changed since
+    staged = _staging.cache_info().currsize and Path(facts["json_file"]) == staged_file(name)
+    if not staged:  # of an earlier run, which may have changed since
         ids = facts["thing_dataset_id_to_contiguous_id"]
         register_again(name, str(file), facts["image_root"], facts["thing_classes"], sorted(ids, key=ids.get))
         return
@@ -148,4 +157,3 @@ def _read_from(name: str, file: Path) -> None:
         catalog.remove(name)
     DatasetCatalog.register(name, functools.partial(load_coco_json, str(file), facts["image_root"], name))
     MetadataCatalog.get(name).set(**{**facts, "json_file": str(file)})
-    staged_file(name).unlink()

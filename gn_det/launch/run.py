@@ -26,6 +26,7 @@ from .output_dir import (
     has_checkpoint,
     is_training,
     leftovers_in,
+    remove_staged_files,
     set_aside,
     write_description,
 )
@@ -44,8 +45,9 @@ def main(args: argparse.Namespace) -> None:
     Args:
         args: arguments of :func:`gn_det.launch.arguments.argument_parser`.
     """
-    cfg = prepare(args)
     with contextlib.ExitStack() as stack:
+        stack.callback(remove_staged_files)  # of a command that is refused
+        cfg = prepare(args)
         finish(_evaluate(cfg, args, stack) if args.eval_only else _train(cfg, args, stack))
 
 

@@ -248,13 +248,16 @@ def test_a_recipe_that_is_not_plain_is_refused(tmp_path, run_cli, to):
     assert "its notes must be text and numbers" in refused(tmp_path, run_cli, tmp_path / "a.pth", target, "--to", to)
 
 
-def test_a_recipe_is_kept(tmp_path, run_cli):
+def test_a_recipe_and_the_digests_of_the_data_are_kept(tmp_path, run_cli):
     recipe = {"pixel_mean": [1.0, 2.0, 3.0], "groups": 32}
-    torch.save({"model": detectron2_resnet(scale=8), "recipe": recipe}, tmp_path / "a.pth")
+    datasets = {"own_a_train": {"digest": "content:1", "images": 3, "objects": 4}}
+    source = {"model": detectron2_resnet(scale=8), "recipe": recipe, "datasets": datasets}
+    torch.save(source, tmp_path / "a.pth")
     for source, target in (("a.pth", "b.safetensors"), ("b.safetensors", "c.pth")):
         to = "safetensors" if target.endswith("s") else "detectron2"
         assert run_cli("convert_checkpoint.py", tmp_path / source, tmp_path / target, "--to", to)[0] == 0
-        assert read_file(tmp_path / target)["recipe"] == recipe
+        written = read_file(tmp_path / target)
+        assert written["recipe"] == recipe and written["datasets"] == datasets
 
 
 def test_the_training_state_is_reported_as_left_out(tmp_path, run_cli):

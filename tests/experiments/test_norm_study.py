@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,29 @@ def own_data(tmp_path_factory) -> list[str]:
     shapes.generate(root, num_train=2, num_val=1, seed=1, size=64)
     flags = [("train-json", "train.json"), ("train-images", "train"), ("val-json", "val.json"), ("val-images", "val")]
     return [str(word) for flag, path in flags for word in (f"--{flag}", root / path)]
+
+
+def test_study_refuses_other_data_of_the_same_name(tmp_path, own_data):
+    study = Study(arguments(tmp_path / "study", *own_data), plan(["GN"], [1], 1), {})
+    identity = json.loads((tmp_path / "study" / "study.json").read_text())
+    old = {key: identity[key] for key in ("config", "recipe")}  # as an older version wrote it
+    (tmp_path / "study" / "study.json").write_text(json.dumps(old))
+    Study(arguments(tmp_path / "study", *own_data), plan(["GN"], [1], 1), {})
+    assert json.loads((tmp_path / "study" / "study.json").read_text()) == identity
+    other = tmp_path / "shapes" / "train.json"
+    other.parent.mkdir()
+    data = json.loads(Path(own_data[1]).read_text())
+    data["annotations"].pop()
+    other.write_text(json.dumps(data))
+    with pytest.raises(GNDetError, match=r"another config or other data \(own_shapes_train\)"):
+        Study(arguments(tmp_path / "study", "--train-json", str(other), *own_data[2:]), plan(["GN"], [1], 1), {})
+    (study.folder / "records").mkdir()
+    for number in range(2):
+        data = {"own_shapes_train": {"digest": f"content:{number}"}}
+        record = {"dataset": "own_shapes_val", "box": {"AP": 1.0}, "mask": None, "train_data": data}
+        (study.folder / "records" / f"{number}.json").write_text(json.dumps(record))
+    with pytest.raises(GNDetError, match="used 2 different sets of training data"):
+        study.report()
 
 
 @pytest.mark.slow
