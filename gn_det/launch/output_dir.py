@@ -16,9 +16,10 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.utils import comm
 
 from ..data.coco import register_again
-from ..data.identity import dataset_identity
+from ..data.identity import dataset_identity, describe_identity, read_identity, same_data
+from ..errors import GNDetError
 from ..evaluation.records import Weights, config_digest, evaluation_key
-from ..evaluation.run_folder import remember_datasets
+from ..evaluation.run_folder import read_datasets, remember_datasets
 from ..files import replacing, save_text
 from ..training.hooks import BEST_FILE
 
@@ -126,6 +127,7 @@ def write_description(cfg: CfgNode, datasets: Sequence[str]) -> None:
     folder = Path(cfg.OUTPUT_DIR)
     own = {name: folder / "data" / f"{name}.json" for name in datasets if name.startswith(OWN)}
     if comm.is_main_process():
+        _warn_about_test_data(folder, cfg.DATASETS.TEST)
         for name, file in own.items():
             _copy(Path(MetadataCatalog.get(name).json_file), file)
         save_text(folder / "config.yaml", cfg.dump())
@@ -135,6 +137,21 @@ def write_description(cfg: CfgNode, datasets: Sequence[str]) -> None:
     remove_staged_files()
     if comm.is_main_process():
         remember_datasets(folder, tuple(datasets))
+
+
+def _warn_about_test_data(folder: Path, names: Sequence[str]) -> None:
+    """Warn about test data that differ from those which an earlier run in the folder had under the same name."""
+    try:
+        entries = read_datasets(folder)
+    except GNDetError:
+        return  # a damaged file, which is replaced
+    for name in names:
+        before, now = read_identity(entries.get(name, {}).get("data")), dataset_identity(name)
+        if not same_data(before, now):
+            logger.warning(
+                f"{describe_identity(name, now)} replaces {describe_identity(name, before)}, on which the earlier "
+                f"evaluations in {folder} were made: their AP cannot be compared."
+            )
 
 
 def _copy(source: Path, target: Path) -> None:
