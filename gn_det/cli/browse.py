@@ -18,6 +18,7 @@ from detectron2.utils.env import seed_all_rng
 from ..data.checks import check_data, format_check
 from ..errors import GNDetError
 from ..launch.arguments import argument_parser
+from ..launch.output_dir import remove_staged_files
 from ..launch.prepare import prepare
 
 _COLUMNS, _WIDTH = 4, 400  # columns of the contact sheet; long side of each picture on it in pixels
@@ -90,7 +91,10 @@ def _config_of_data(args: argparse.Namespace, train: bool) -> Iterator[CfgNode]:
         changed = {"opts": [*args.opts, *opts], "eval_only": not train, "resume": False}
         if train and not args.train_json:
             changed |= {"val_json": None, "val_images": None}
-        yield prepare(argparse.Namespace(**{**vars(args), **changed}), needs_weights=False)
+        try:
+            yield prepare(argparse.Namespace(**{**vars(args), **changed}), needs_weights=False)
+        finally:
+            remove_staged_files()
 
 
 def choose_images(rows: list[dict], check: dict, number: int, seed: int) -> list[tuple[int, str]]:

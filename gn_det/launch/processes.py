@@ -10,6 +10,7 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
 from ..errors import GNDetError
+from .output_dir import remove_staged_files
 from .prepare import prepare
 
 
@@ -36,6 +37,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         raise GNDetError(f"--num-gpus is {processes}, but this machine has {gpus}: use {gpus} or less.")
     if processes * args.num_machines > 1:
         prepare(args)  # so that a mistake is reported once, before other processes start
+        remove_staged_files()
         _share_cores(processes)
         url = "auto" if args.num_machines == 1 else args.dist_url
         detectron2_launch(main, processes, args.num_machines, args.machine_rank, url, args=(args,))
