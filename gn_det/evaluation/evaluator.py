@@ -24,6 +24,7 @@ from torch import nn
 
 from ..acceleration.inference import precision
 from ..errors import GNDetError
+from ..files import read_json
 from ..metrics import METRICS, RECALLS
 from . import fast_coco
 from .fast_coco import encode_masks
@@ -150,10 +151,7 @@ def read_detections(path: str | Path) -> list[dict]:
         GNDetError: the file cannot be read, is not in that format, or has a score or box that is
             not finite.
     """
-    try:
-        rows = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise GNDetError(f"The detections {path} cannot be read: {error}.") from None
+    rows = read_json(path, f"The detections {path}")
     keys = {"image_id", "category_id", "score"}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
         raise GNDetError(
