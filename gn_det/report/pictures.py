@@ -7,7 +7,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import GenericMask
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -15,6 +14,8 @@ from pycocotools import mask as coco_mask
 
 from ..drawing.figures import PALETTE
 from ..drawing.instances import LabelVisualizer
+from ..errors import GNDetError
+from ..images import read_image
 from .cases import Case, to_compressed_rle
 
 _LONG_SIDE = 400  # pixels of the longer side of a picture
@@ -80,8 +81,8 @@ class Album:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             return None
         try:
-            pixels = read_image(str(self.root / name), format="RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            pixels = read_image(self.root / name, "RGB")
+        except GNDetError:
             return None
         return pixels if pixels.shape[:2] == (image["height"], image["width"]) else None
 
