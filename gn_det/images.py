@@ -87,7 +87,8 @@ def read_image(path: str | Path, mode: str) -> np.ndarray:
     """
     with open_image(path) as image:
         image.load()  # Pillow applies a TIFF's orientation here; detectron2 alone would apply it twice
-        return convert_PIL_to_numpy(upright(image), mode)
+        pixels: np.ndarray = convert_PIL_to_numpy(upright(image), mode)
+        return pixels
 
 
 def read_header(path: str | Path) -> Header:
@@ -118,7 +119,8 @@ def check_format(path: str | Path) -> None:
             prefix = file.read(_PREFIX).ljust(_PREFIX, b"\0")
     except OSError as error:
         raise GNDetError(f"{path} cannot be read as an image: {error.strerror}.") from None
-    if not any(Image.OPEN[name][1](prefix) for name in FORMATS):
+    tests = (Image.OPEN[name][1] for name in FORMATS)
+    if not any(test and test(prefix) for test in tests):
         raise GNDetError(f"{path} cannot be read as an image: it is empty, damaged or of an unsupported format.")
 
 
@@ -133,7 +135,7 @@ def _orientation(image: Image.Image) -> int:
         # For a PNG, not its own method, which decodes the image.
         exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
         value = exif.get(_ORIENTATION)
-        return int(value) if value in range(1, 9) else 1
+        return next((number for number in range(2, 9) if number == value), 1)
     except Exception:  # damaged EXIF data raise exceptions of any type
         return 1
 

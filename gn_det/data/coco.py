@@ -20,6 +20,7 @@ from ..errors import GNDetError
 from ..files import save_json
 from ..images import read_header
 from . import shapes
+from .paths import check_file_names, describe_outside, names_outside
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,9 @@ def register_again(name: str, json_file: str, image_root: str, classes: list[str
 def _load_again(json_file: str, image_root: str, name: str) -> list[dict]:
     if problem := next(_image_problems(read_annotations(json_file)["images"], None), None):
         raise GNDetError(f"{json_file} has changed since the run: {problem}.")
-    return load_coco_json(json_file, image_root, name)
+    rows = load_coco_json(json_file, image_root, name)
+    check_file_names([name], rows)
+    return rows
 
 
 def _register(
@@ -197,6 +200,8 @@ def _category_problems(rows: list[dict]) -> Iterator[str]:
 def _image_problems(rows: list[dict], image_root: Path | None) -> Iterator[str]:
     if not rows:
         yield "it has no images"
+    names = [row["file_name"] for row in rows if isinstance(row.get("file_name"), str)]
+    outside = dict(names_outside(image_root, names)) if image_root else {}
     seen = set()
     for row in rows:
         number, name = row.get("id"), row.get("file_name")
@@ -211,6 +216,8 @@ def _image_problems(rows: list[dict], image_root: Path | None) -> Iterator[str]:
             yield f"image {number} has no file_name"
         elif Path(name).is_absolute() or ".." in Path(name).parts or "://" in name:
             yield f"the file_name {name!r} of image {number} points outside {image_root or 'the image folder'}"
+        elif name in outside:
+            yield f"{image_root}/{name} {describe_outside(outside[name])}"
         elif image_root and (problem := _file_problem(image_root / name, row)):
             yield f"{image_root / name} {problem}"
 

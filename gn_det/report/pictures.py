@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ..data.paths import is_inside
 from ..drawing.figures import PALETTE
 from ..drawing.instances import LabelVisualizer
 from ..errors import GNDetError
@@ -78,7 +79,7 @@ class Album:
             None if the file is outside the image folder, cannot be read, or has another size.
         """
         name = str(image["file_name"])
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not is_inside(self.root, name):
             return None
         try:
             pixels = read_image(self.root / name, "RGB")
