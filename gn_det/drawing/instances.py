@@ -14,8 +14,8 @@ from detectron2.utils.visualizer import GenericMask, Visualizer
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw
 
-from .names import picture_names
 from ..images import read_image
+from .names import picture_names
 
 _MIN_SIDE = 480  # pixels; images with a shorter side are enlarged, so that names can be read
 _MAX_ENLARGED = 2000  # pixels; no image is enlarged beyond this longer side
