@@ -156,6 +156,13 @@ KEYS = (
         "Train with weights and images in the channels_last memory format.",
         "never",
     ),
+    Key(
+        "TRAIN.FEWER_SYNCS",
+        False,
+        "Let the host wait for the GPU less often in training: match, sample, propose and rasterize masks on the device, with "
+        "fixed sizes. The losses agree to rounding for the same samples. Not measured on a GPU yet; slower on a CPU.",
+        "never",
+    ),
     Key("TRAIN.COMPILE", False, "Compile the backbone with `torch.compile`.", "never"),
     Key(
         "TRAIN.PICTURES",
