@@ -29,11 +29,17 @@ PRIVATE = {
         "_output_dir _predictions _results _tasks _tasks_from_predictions",
         "evaluation/evaluator.py, evaluation/published_detections.py",
     ),
+    "detectron2.modeling.anchor_generator.DefaultAnchorGenerator": (
+        "_grid_anchors",
+        "acceleration/on_device/proposals.py",
+    ),
+    "detectron2.modeling.roi_heads.Res5ROIHeads": ("_shared_roi_transform", "acceleration/on_device/heads.py"),
+    "detectron2.modeling.roi_heads.StandardROIHeads": ("_forward_mask", "acceleration/on_device/heads.py"),
     "detectron2.utils.events.EventStorage": ("_vis_data", "training/wandb_writer.py"),
     "detectron2.utils.file_io.PathHandler": ("_get_local_path _get_supported_prefixes _open", "checkpoint/uri.py"),
     "pickle": ("_Unpickler", "checkpoint/pickles.py"),
     "torch.nn.Conv2d": ("_conv_forward", "acceleration/fuse.py"),
-    "torch.nn.modules.batchnorm": ("_BatchNorm", "checkpoint/fit.py"),
+    "torch.nn.modules.batchnorm": ("_BatchNorm", "acceleration/on_device/apply.py, checkpoint/fit.py"),
     "torch.utils._python_dispatch": ("TorchDispatchMode", "cost/memory.py"),
     "torch.utils._pytree": ("tree_leaves", "cost/memory.py"),
 }

@@ -159,8 +159,8 @@ KEYS = (
     Key(
         "TRAIN.FEWER_SYNCS",
         False,
-        "Let the host wait for the GPU less often in training: match, sample, propose and rasterize masks on the device, with "
-        "fixed sizes. The losses agree to rounding for the same samples. Not measured on a GPU yet; slower on a CPU.",
+        "Let the host wait for the GPU less often in training: match, sample, propose and rasterize masks on the device, "
+        "with fixed sizes. With the same samples, the losses agree to rounding. Not measured on a GPU yet; slower on a CPU.",
         "never",
     ),
     Key("TRAIN.COMPILE", False, "Compile the backbone with `torch.compile`.", "never"),

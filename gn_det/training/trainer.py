@@ -29,7 +29,7 @@ from ..evaluation.records import Weights, past_values, weights_of
 from ..metrics import storage_key
 from ..modeling.norm import is_norm
 from .ema import EMA
-from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, show_predictions
+from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, ReadMetrics, show_predictions
 from .overview import count_objects, describe_norms, format_overview
 from .progress import ProgressBar, on_terminal
 from .solver import build_optimizer
@@ -84,7 +84,7 @@ class Trainer(DefaultTrainer):
         self._stop = None
         if stop.PATIENCE:
             self._stop = EarlyStop(key, cfg.TEST.EVAL_PERIOD, stop.PATIENCE, stop.MIN_DELTA, self.checkpointer)
-        ret: list[HookBase | None] = []
+        ret: list[HookBase | None] = [ReadMetrics()] if cfg.TRAIN.FEWER_SYNCS else []
         if main:
             ret.append(hooks.CallbackHook(before_train=lambda trainer: trainer._log_overview()))
         for hook in super().build_hooks():

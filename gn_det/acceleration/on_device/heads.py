@@ -6,6 +6,7 @@ from detectron2.modeling.roi_heads import (
     FastRCNNOutputLayers,
     MaskRCNNConvUpsampleHead,
     Res5ROIHeads,
+    ROIHeads,
     StandardROIHeads,
 )
 from detectron2.structures import Boxes, ImageList, Instances
@@ -19,8 +20,8 @@ from .matching import box_deltas, box_iou, match, pad_targets, sample, take
 from .scalars import put_scalar
 
 
-class _FixedSamples:
-    """Mixin for ROIHeads. Each image has S samples: positives, then negatives, then empty slots of class -1."""
+class _FixedSamples(ROIHeads):
+    """ROIHeads with fixed numbers. Each image has S samples: positives, then negatives, then empty slots of class -1."""
 
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
@@ -75,8 +76,8 @@ class OnDeviceROIHeads(_FixedSamples, StandardROIHeads):
         return self.mask_head(x, slots)
 
 
-class _Res5(_FixedSamples):
-    """Mixin for detectron2's Res5ROIHeads."""
+class OnDeviceRes5ROIHeads(_FixedSamples, Res5ROIHeads):
+    """detectron2's Res5ROIHeads, with fixed sizes in training."""
 
     def forward(self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances], targets=None):
         """Return no detections and the losses in training; same as detectron2's method otherwise."""
@@ -93,11 +94,7 @@ class _Res5(_FixedSamples):
         return [], losses
 
 
-class OnDeviceRes5ROIHeads(_Res5, Res5ROIHeads):
-    """detectron2's Res5ROIHeads, with fixed sizes in training."""
-
-
-class OnDeviceRes5GNROIHeads(_Res5, Res5GNROIHeads):
+class OnDeviceRes5GNROIHeads(OnDeviceRes5ROIHeads, Res5GNROIHeads):
     """gn_det's Res5GNROIHeads, with fixed sizes in training."""
 
 
@@ -132,8 +129,8 @@ class OnDeviceOutputLayers(FastRCNNOutputLayers):
         put_scalar("fast_rcnn/false_negative", missed.sum() / positive.sum())
 
 
-class _MaskLoss:
-    """Mixin for mask heads, whose loss leaves out slots of class -1."""
+class OnDeviceMaskHead(MaskRCNNConvUpsampleHead):
+    """detectron2's mask head, whose loss leaves out slots of class -1."""
 
     def forward(self, x: Tensor, instances: list[Instances]):
         """Return the loss of the mask logits in training; same as detectron2's method otherwise."""
@@ -142,12 +139,8 @@ class _MaskLoss:
         return {"loss_mask": mask_loss(self.layers(x), instances) * self.loss_weight}
 
 
-class OnDeviceMaskHead(_MaskLoss, MaskRCNNConvUpsampleHead):
-    """detectron2's mask head, with fixed sizes in training."""
-
-
-class OnDeviceGNMaskHead(_MaskLoss, MaskRCNNConvUpsampleGNHead):
-    """gn_det's mask head, with fixed sizes in training."""
+class OnDeviceGNMaskHead(OnDeviceMaskHead, MaskRCNNConvUpsampleGNHead):
+    """gn_det's mask head, whose loss leaves out slots of class -1."""
 
 
 def mask_loss(logits: Tensor, instances: list[Instances]) -> Tensor:

@@ -130,7 +130,8 @@ def rasterize(polygons: Polygons, index: Tensor, boxes: Tensor, size: int) -> Te
 
 def _rasterize(edges: Tensor, polygon: Tensor, most: int, boxes: Tensor, size: int) -> Tensor:
     """Fill by counting: a pixel is inside a polygon if an odd number of edges cross its column above it."""
-    scale = size / (boxes[:, 2:] - boxes[:, :2]).clamp(min=0.1)
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0.1)
+    scale = torch.full_like(sides, size) / sides  # size / sides is size * (1 / sides), rounded twice
     edges = (edges - boxes[:, None, :2].double().repeat(1, 1, 2)) * scale[:, None].double().repeat(1, 1, 2)
     crosses, row = _crossings((edges * _SCALE + 0.5).trunc(), size)
     count = torch.zeros(len(edges), most, size, size + 1, dtype=torch.int32, device=edges.device)

@@ -10,8 +10,11 @@ from ..roi_align import RowROIPooler
 _OUTSIDE = -1e4  # in pixels; a RoI outside of the map reads nothing, and float16 can represent it
 
 
-class _AllLevels:
-    """Mixin that pools all RoIs on each level in training, those of other levels outside of the map, as 0."""
+class OnDeviceROIPooler(ROIPooler):
+    """detectron2's ROIPooler, which in training pools all RoIs on each level.
+
+    RoIs that belong to another level are moved outside of the map, where RoIAlign returns 0.
+    """
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
         """Return (R, C, h, w), the features of each box. Same arguments as detectron2's ROIPooler."""
@@ -33,9 +36,5 @@ class _AllLevels:
         return sum(pooled[1:], pooled[0])
 
 
-class OnDeviceROIPooler(_AllLevels, ROIPooler):
-    """detectron2's ROIPooler, with fixed sizes in training."""
-
-
-class OnDeviceRowROIPooler(_AllLevels, RowROIPooler):
-    """gn_det's RowROIPooler, with fixed sizes in training."""
+class OnDeviceRowROIPooler(OnDeviceROIPooler, RowROIPooler):
+    """gn_det's RowROIPooler, with the training of :class:`OnDeviceROIPooler`."""

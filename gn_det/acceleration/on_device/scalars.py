@@ -31,7 +31,7 @@ def read_scalars(storage: EventStorage) -> None:
     waiting = _waiting.get(storage, [])
     if not waiting:
         return
-    values = torch.stack([value for _, _, value in waiting]).tolist()
+    values = torch.stack([value for _, _, value in waiting]).cpu().tolist()
     for (name, iteration, _), value in zip(waiting, values, strict=True):
         if value == value:
             storage.put_scalar(name, value, cur_iter=iteration)
