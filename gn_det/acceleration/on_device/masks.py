@@ -178,7 +178,6 @@ def _steps(x0: Tensor, slope: Tensor, column: Tensor) -> Tensor:
         x = (x0 + slope * steps + 0.5).trunc()
         return torch.where(slope > 0, x > column, x <= column)
 
-    exact = (column + 0.5 - x0) / slope
-    steps = torch.where(slope > 0, exact.ceil(), exact.floor() + 1)
-    steps = steps + ~crossed(steps)  # the division may be off by one rounding
+    steps = ((column + 0.5 - x0) / slope).ceil()
+    steps = steps + ~crossed(steps)  # one step more or less, where the line hits the middle or the division rounds
     return steps - crossed(steps - 1).to(steps.dtype)

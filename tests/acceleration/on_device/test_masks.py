@@ -56,6 +56,20 @@ def test_lines_of_every_direction(slope):
         assert np.array_equal(found[0].numpy(), expected)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_steps_to_a_crossing(sign):
+    """The first step at which the drawn line has crossed, also where the division rounds up or down."""
+    columns = torch.arange(2.0, 60, 5, dtype=torch.float64)
+    for height in range(2, 80):
+        slopes = sign * torch.arange(1.0, height, dtype=torch.float64)[:, None] / height
+        start = torch.tensor(0.0 if sign > 0 else 60.0, dtype=torch.float64)
+        drawn = (start + slopes * torch.arange(5000) + 0.5).trunc()
+        for column in columns:
+            crossed = drawn > column if sign > 0 else drawn <= column
+            steps = masks._steps(start, slopes, column)[:, 0]
+            assert torch.equal(steps.long(), crossed.int().argmax(dim=1))
+
+
 def instances(gt_masks, boxes: torch.Tensor) -> Instances:
     return Instances((100, 100), proposal_boxes=Boxes(boxes), gt_masks=gt_masks)
 

@@ -72,7 +72,7 @@ def test_predictions_that_are_not_finite_make_the_loss_nan(rpns, batch, bad):
     with EventStorage():
         found, losses = changed(images, maps, truth)
     assert all(loss.isnan() for loss in losses.values())
-    assert all(p.proposal_boxes.tensor.isfinite().all() for p in found)
+    assert all(p.proposal_boxes.tensor.isfinite().all() and not p.objectness_logits.exp().any() for p in found)
 
 
 @pytest.mark.parametrize("samples", [0, 2])
