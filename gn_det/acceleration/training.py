@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import GNDetError
 from ..ops.padding import attach_extents, current_extents, extents_in_use, extents_of
-from .precision import training_precision
 from .on_device.apply import use_fewer_syncs
+from .precision import training_precision
 
 
 def apply_training_options(cfg: CfgNode, model: nn.Module) -> None:
