@@ -35,6 +35,7 @@ PRIVATE = {
     ),
     "detectron2.modeling.roi_heads.Res5ROIHeads": ("_shared_roi_transform", "acceleration/on_device/heads.py"),
     "detectron2.modeling.roi_heads.StandardROIHeads": ("_forward_mask", "acceleration/on_device/heads.py"),
+    "detectron2.layers.mask_ops": ("_do_paste_mask", "evaluation/fast_coco.py"),
     "detectron2.utils.events.EventStorage": ("_vis_data", "training/wandb_writer.py"),
     "detectron2.utils.file_io.PathHandler": ("_get_local_path _get_supported_prefixes _open", "checkpoint/uri.py"),
     "pickle": ("_Unpickler", "checkpoint/pickles.py"),
