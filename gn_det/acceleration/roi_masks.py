@@ -52,12 +52,13 @@ def without_pasting(model: nn.Module, paste_on_host: bool) -> nn.Module:
         model: a model, which may be wrapped in DDP.
         paste_on_host: the config key ``INFERENCE.PASTE_ON_HOST``.
     """
-    unwrapped = model.module if isinstance(model, DistributedDataParallel) else model
+    unwrapped: Any = model.module if isinstance(model, DistributedDataParallel) else model
     is_stock = all(
         getattr(type(unwrapped), name, None) is getattr(GeneralizedRCNN, name) for name in ("forward", "inference")
     )
-    on_cpu = all(parameter.device.type == "cpu" for parameter in unwrapped.parameters())
-    return ROIMaskModel(unwrapped) if is_stock and (on_cpu or paste_on_host) else model
+    if is_stock and (paste_on_host or unwrapped.device.type == "cpu"):
+        return ROIMaskModel(unwrapped)
+    return model
 
 
 def paste(instances: Instances) -> None:

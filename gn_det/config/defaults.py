@@ -204,6 +204,21 @@ KEYS = (
         "float32",
         "Data type of convolutions and GN in inference: `float32` or `bfloat16` (fast on CPUs with AVX-512 BF16 or AMX).",
     ),
+    Key(
+        "INFERENCE.PASTE_ON_HOST",
+        False,
+        "On a GPU, copy each mask to the host as the model predicts it (28x28) and paste it there, in evaluation only "
+        "within its box. `False`: paste on the GPU, and copy bitmaps of the size of the image. Not measured on a GPU yet. "
+        "No effect on CPUs, where evaluation always pastes within boxes.",
+        "never",
+    ),
+    Key(
+        "INFERENCE.PREFETCH",
+        False,
+        "On a GPU, read the next images in a thread, into pinned memory, while the model runs. Not measured on a GPU yet. "
+        "No effect on CPUs.",
+        "never",
+    ),
 )
 
 
