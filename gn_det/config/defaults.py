@@ -165,6 +165,14 @@ KEYS = (
     ),
     Key("TRAIN.COMPILE", False, "Compile the backbone with `torch.compile`.", "never"),
     Key(
+        "TRAIN.CUDA_GRAPHS",
+        False,
+        "On a GPU, capture the forward and backward pass of the backbone and of the RPN head as CUDA graphs, one per padded "
+        "size of the batch. Batches of images of different sizes run without, unless `MODEL.GN.IGNORE_PADDING` is `False`. "
+        "Not measured on a GPU yet. No effect on CPUs.",
+        "never",
+    ),
+    Key(
         "TRAIN.PICTURES",
         3,
         "Number of test images that each evaluation draws, predictions beside ground truth, in TensorBoard and Weights & "
@@ -203,6 +211,14 @@ KEYS = (
         "INFERENCE.DTYPE",
         "float32",
         "Data type of convolutions and GN in inference: `float32` or `bfloat16` (fast on CPUs with AVX-512 BF16 or AMX).",
+    ),
+    Key(
+        "INFERENCE.CUDA_GRAPHS",
+        False,
+        "On a GPU, replay the backbone and the RPN head as CUDA graphs, one per padded size of the batch. Batches of images "
+        "of different sizes run without, unless `MODEL.GN.IGNORE_PADDING` is `False`. Not measured on a GPU yet. No effect "
+        "on CPUs.",
+        "never",
     ),
     Key(
         "INFERENCE.PASTE_ON_HOST",

@@ -33,6 +33,7 @@ def test_add_gn_det_config_only_adds_keys():
         "INFERENCE.BATCH_SIZE": 1,
         "INFERENCE.CHANNELS_LAST": True,
         "INFERENCE.DTYPE": "float32",
+        "INFERENCE.CUDA_GRAPHS": False,
         "INFERENCE.PASTE_ON_HOST": False,
         "INFERENCE.PREFETCH": False,
     }
