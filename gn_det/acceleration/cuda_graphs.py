@@ -63,8 +63,8 @@ def key_of(images: Tensor) -> Key:
 class GraphCache:
     """At most ``capacity`` graphs by key.
 
-    A new key replaces the least recently used one, if it has been used more often. So many sizes in turn do
-    not lead to a capture at each batch.
+    A new key replaces the least recently used one only if it has been used more often. So sizes that take turns
+    do not lead to a capture at each batch.
     """
 
     def __init__(self, capacity: int):
@@ -120,8 +120,9 @@ class FeatureGraphs:
     """
 
     def __init__(self, model: Any, modes: set[bool], backend: Any):
+        generator = getattr(model, "proposal_generator", None)
         self._backbone = model.backbone
-        self._rpn = getattr(model, "proposal_generator", None)
+        self._rpn = generator if hasattr(generator, "rpn_head") else None
         self._backbone_forward = model.backbone.forward
         self._head_forward = self._rpn.rpn_head.forward if self._rpn is not None else None
         self._backend = backend
@@ -136,13 +137,21 @@ class FeatureGraphs:
         empty = {training: GraphCache(_CAPACITY[training]) for training in self._caches}
         return self.__dict__ | {"_caches": empty, "_weights": [], "_replayed": None}
 
+    def attach(self) -> None:
+        """Replace the forward functions of the model by those of this object."""
+        self._backbone.forward = self.run_backbone
+        if self._rpn is not None:
+            self._rpn.rpn_head.forward = self.run_head
+
     def run_backbone(self, images: Tensor) -> Any:
         """Return the output of the backbone for images (N, 3, H, W)."""
         graph = self._find_graph(images)
         if graph is None:
             return self._backbone_forward(images)
-        self._replayed = graph(images)
-        return self._replayed[0]
+        features, head_outputs = graph(images)
+        if self._rpn is not None:
+            self._replayed = features, head_outputs
+        return features
 
     def run_head(self, features: list[Tensor]) -> Any:
         """Return the output of the RPN head, which was computed with the features if a graph was replayed."""
@@ -239,8 +248,4 @@ def use_cuda_graphs(
     modes = {mode for mode, used in ((False, inference), (True, training)) if used}
     if not modes:
         return
-    parts: Any = model
-    graphs = FeatureGraphs(parts, modes, backend())
-    parts.backbone.forward = graphs.run_backbone
-    if getattr(parts, "proposal_generator", None) is not None:
-        parts.proposal_generator.rpn_head.forward = graphs.run_head
+    FeatureGraphs(model, modes, backend()).attach()

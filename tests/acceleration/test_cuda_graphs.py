@@ -12,6 +12,7 @@ from torch import nn
 
 from gn_det.acceleration import cuda_graphs
 from gn_det.acceleration.cuda_graphs import GraphCache, key_of, use_cuda_graphs
+from gn_det.acceleration.inference import apply_model_options
 from gn_det.modeling.padding import ignore_padding
 
 R18 = "quickstart_R18_FPN_gn_scratch"
@@ -239,14 +240,39 @@ def test_batches_on_a_cpu_run_as_before(tiny_cfg, batch):
     assert same(detect(model, images), detect(model, images, 4)) and len(expected) == 1
 
 
+@pytest.mark.parametrize(
+    ("inference", "training", "for_training", "modes"),
+    [(True, True, True, {False, True}), (True, True, False, {False}), (False, True, True, {True})],
+)
+def test_keys_of_the_config_select_the_modes(tiny_cfg, inference, training, for_training, modes):
+    """The device "meta" stands for a GPU."""
+    cfg = tiny_cfg(R18, "INFERENCE.CUDA_GRAPHS", inference, "TRAIN.CUDA_GRAPHS", training)
+    model = apply_model_options(cfg, build_model(cfg).to("meta"), for_training)
+    assert model.backbone.forward.__self__._caches.keys() == modes
+    for changed in (apply_model_options(cfg, build_model(cfg), for_training), build_model(tiny_cfg(R18)).to("meta")):
+        assert getattr(changed.backbone.forward, "__name__", "") != "run_backbone"
+
+
+def test_models_without_an_rpn_have_graphs_of_the_backbone(tiny_cfg):
+    model = build_model(tiny_cfg(R18, "MODEL.META_ARCHITECTURE", "ProposalNetwork")).eval()
+    model.proposal_generator = None
+    backend = FakeBackend()
+    use_cuda_graphs(model, inference=True, training=False, backend=lambda: backend)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.backbone(images)
+        found = [model.backbone(images) for _ in range(3)][-1]
+    assert backend.replays == [2] and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [None, torch.float16])
-@pytest.mark.parametrize("opts", [(), ("MODEL.GN.IGNORE_PADDING", False)])
-def test_graphs_on_a_gpu_give_the_same_features(tiny_cfg, dtype, opts):
-    model = build_model(tiny_cfg(R18, "MODEL.DEVICE", "cuda", *opts)).eval()
+def test_graphs_on_a_gpu_give_the_same_features(tiny_cfg, dtype):
+    cfg = tiny_cfg(R18, "MODEL.DEVICE", "cuda")
+    model = apply_model_options(cfg, build_model(cfg)).eval()
     batches = [torch.randn(1, 3, height, 128, device="cuda") for height in (64, 96)]
 
     def features() -> list[torch.Tensor]:
@@ -266,7 +292,8 @@ def test_graphs_on_a_gpu_give_the_same_features(tiny_cfg, dtype, opts):
 @needs_gpu
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_graphs_on_a_gpu_give_the_same_gradients(tiny_cfg, batch, dtype):
-    model = build_model(tiny_cfg(R18, "MODEL.DEVICE", "cuda")).train()
+    cfg = tiny_cfg(R18, "MODEL.DEVICE", "cuda")
+    model = apply_model_options(cfg, build_model(cfg), for_training=True).train()
     images = [sample | {"instances": sample["instances"].to("cuda")} for sample in batch(1, 2, classes=3)]
 
     def gradients() -> dict[str, torch.Tensor]:
