@@ -58,10 +58,7 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
         keep_rois_in_float32(model)
     if how.channels_last and not for_training:
         to_channels_last(model) if on_gpu else model.to(memory_format=torch.channels_last)
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    if cfg.INFERENCE.CHANNELS_LAST and on_cpu and not for_training:
-        model.to(memory_format=torch.channels_last)
-    if not on_cpu:
+    if on_gpu:
         use_cuda_graphs(model, inference=cfg.INFERENCE.CUDA_GRAPHS, training=for_training and cfg.TRAIN.CUDA_GRAPHS)
     return model
 

@@ -81,9 +81,8 @@ def make_record(
 
     Args:
         results: the evaluator's metrics of each task, {"bbox": {...}, "segm": {...}}.
-        seconds_per_image: median time of the model's forward pass.
-        weights: the weights that were evaluated; None during training.
         seconds_per_image: median time of the model's forward pass; on a CPU, without pasting the masks.
+        weights: the weights that were evaluated; None during training.
 
     Returns:
         the record, with the keys in docs/records.md except "iteration".
