@@ -47,7 +47,7 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
     if cfg.MODEL.GN.IGNORE_PADDING:
         ignore_padding(model)
     how = inference_precision(cfg)
-    on_gpu = next(model.parameters()).is_cuda
+    on_gpu = next(model.parameters()).device.type != "cpu"
     if cfg.MODEL.GN.FUSE and (not on_gpu or how.implementation or select.forced):
         fuse(model, how.implementation)
     if how.implementation == "triton":

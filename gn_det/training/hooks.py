@@ -205,7 +205,6 @@ def show_predictions(cfg: CfgNode) -> None:
                 pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
             drawn = path.relative_to(folder).with_suffix("").as_posix()
             get_event_storage().put_image(f"{name}/{drawn}", pixels.copy())
-            get_event_storage().put_image(f"{name}/{path.stem}", pixels.copy())
 
 
 class ReadMetrics(HookBase):
