@@ -38,17 +38,18 @@ def not_writable(lab: Lab, kind: str) -> str:
 
 @case(6, "a finished run", "finished")
 @case(6, "weights without last_checkpoint", "weights")
-@case(6, "a new --weights that does not exist, --eval-only", "evaluate")
-@case(6, "--resume with other classes", "resume")
+@case(6, "a finished run, --eval-only with unreadable weights", "evaluate")
+@case(6, "a finished run, --resume with another model", "resume")
 def occupied(lab: Lab, kind: str) -> str:
     out = lab.copy(lab.shared.reference(lab.stock))
     if kind == "weights":
         (out / "last_checkpoint").unlink()
     before = contents(out, "log.txt")
     if kind == "evaluate":
-        done = lab.train(out, evaluated=True, weights="/nowhere/model.pth", flags=("--eval-only",))
+        (lab.folder / "other.pth").write_bytes(b"no weights")
+        done = lab.train(out, evaluated=True, weights=lab.folder / "other.pth", flags=("--eval-only",))
     elif kind == "resume":
-        done = lab.train(out, "MODEL.ROI_HEADS.NUM_CLASSES", 7, "SOLVER.MAX_ITER", 8, resume=True)
+        done = lab.train(out, "MODEL.FPN.OUT_CHANNELS", 32, "SOLVER.MAX_ITER", 8, resume=True)
     else:
         done = lab.train(out, "SOLVER.BASE_LR", 0.5)
     after = contents(out, "log.txt")

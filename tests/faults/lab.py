@@ -51,7 +51,7 @@ class Lab:
             stock: whether the runs are those of stock detectron2.
         """
         self.shared, self.folder, self.stock, self.kills = shared, folder, stock, 0
-        self._outputs = 0
+        self._outputs, self._forks = 0, []
         folder.mkdir(parents=True)
 
     def out(self) -> Path:
@@ -157,7 +157,15 @@ class Lab:
 
     def _start(self, program: Path, words: list, faults: list[tuple] = (), environment: dict | None = None) -> Fork:
         words = list(map(str, words))
-        return Fork(inject.run_with_faults, str(program), words, list(faults), environment=environment)
+        fork = Fork(inject.run_with_faults, str(program), words, list(faults), environment=environment)
+        self._forks.append(fork)
+        return fork
+
+    def close(self) -> None:
+        """Kill what is left of the processes of all runs, and delete their files."""
+        for fork in self._forks:
+            fork.kill_group()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- kills ------------------------------------------------------------------------------------------------
 
@@ -279,11 +287,11 @@ class Shared:
 @contextlib.contextmanager
 def lab_in(shared: Shared, stock: bool = False) -> Iterator[Lab]:
     """Yield a Lab, and delete its files at the end."""
-    folder = Path(tempfile.mkdtemp(dir=shared.folder))
+    lab = Lab(shared, Path(tempfile.mkdtemp(dir=shared.folder)) / "case", stock)
     try:
-        yield Lab(shared, folder / "case", stock)
+        yield lab
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        lab.close()
 
 
 def weights(file: Path, *parts: str) -> str:

@@ -16,7 +16,8 @@ row(16, "a data worker dies or hangs", "the run ends within the time limit, with
 
 LONG = ("SOLVER.MAX_ITER", 2000)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-PATIENCE = 45  # seconds in which a run with a limit of SHORT seconds has to end
+PATIENCE = 45  # seconds in which a run with a limit of SHORT seconds has to end; stock detectron2 has no limit
+STOCK_PATIENCE = 15
 SHORT = 6  # seconds, the limit that the cases set for a stalled run
 
 
@@ -171,6 +172,11 @@ def short_limit(lab: Lab) -> list:
     return [word for key in keys for word in (key, SHORT / 60 if "MINUTES" in key else SHORT)]
 
 
+def patience(lab: Lab) -> float:
+    """Return how long to wait for the end of a run, in seconds."""
+    return STOCK_PATIENCE if lab.stock else PATIENCE
+
+
 @case(15, "SIGKILL of the second rank", signal.SIGKILL, 1)
 @case(15, "SIGKILL of the first rank", signal.SIGKILL, 0)
 @case(15, "SIGSTOP of the second rank", signal.SIGSTOP, 1)
@@ -180,7 +186,7 @@ def rank_ends(lab: Lab, number: int, rank: int) -> str:
     before = lab.good_checkpoints(out)
     os.kill(ranks[rank], number)
     lab.kills += number == signal.SIGKILL
-    sentence = named(fork.wait(PATIENCE), "rank", "process")
+    sentence = named(fork.wait(patience(lab)), "rank", "process")
     check(not group_left(fork.pid), "processes are left behind")
     check(set(before) <= set(lab.good_checkpoints(out)), "a checkpoint is lost")
     return sentence
@@ -201,7 +207,7 @@ def rank_fails(lab: Lab) -> str:
 def rank_hangs(lab: Lab) -> str:
     out, begin = lab.out(), time.monotonic()
     hang = {1: [(inject.at_iteration, 4, inject.send, signal.SIGSTOP)]}
-    first, second = lab.ranks(out, *short_limit(lab), faults_of=hang, wait_for=(0, PATIENCE))
+    first, second = lab.ranks(out, *short_limit(lab), faults_of=hang, wait_for=(0, patience(lab)))
     check(time.monotonic() - begin < 2 * PATIENCE, "too late")
     saved(lab, out, 3)
     return named(first, "rank", "process")
@@ -220,7 +226,7 @@ def worker_in_training(lab: Lab, number: int) -> str:
     for child in children(fork.pid):
         os.kill(child, number)
         lab.kills += number == signal.SIGKILL
-    sentence = named(fork.wait(PATIENCE), "worker", "loader")
+    sentence = named(fork.wait(patience(lab)), "worker", "loader")
     check(not group_left(fork.pid), "processes are left behind")
     saved(lab, out, 49)
     return sentence

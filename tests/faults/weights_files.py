@@ -112,9 +112,9 @@ case(23, "os.system in .pkl, convert", "os.system in .pkl", "convert", stock=Fal
 
 
 def bomb() -> str:
-    """YAML of 500 bytes that stands for 10 ** 9 values."""
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    """YAML of 600 bytes that stands for 10 ** 9 values of a known key."""
+    lines = ["DATASETS:", "  TRAIN:", f"  - &a0 [{', '.join(['x'] * 10)}]"]
+    lines += [f"  - &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     return "\n".join(lines) + "\n"
 
 
@@ -138,6 +138,7 @@ def hostile_yaml(lab: Lab, place: str, kind: str) -> str:
     done, file = _load_yaml(lab, place, text, memory)
     check(not marker.exists(), "the code was run")
     check(time.monotonic() - begin < 20, f"took {time.monotonic() - begin:.0f} s")
+    check("cycle" not in done.stderr, "named with a wrong cause: " + done.stderr.strip().splitlines()[-1])
     return named(done, file)
 
 
@@ -198,12 +199,11 @@ def other_model(lab: Lab, change) -> str:
     state = torch.load(lab.shared.weights_file(".pth"), weights_only=True)["model"]
     file = lab.folder / "other.pth"
     torch.save({"model": change(state)}, file)
-    return named(lab.train(lab.out(), *ONE_STEP, weights=file), file)
+    return named(lab.train(lab.out(), *ONE_STEP, weights=file), file, "tensor names")
 
 
 @case(26, "PIXEL_STD", "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]")
 @case(26, "INPUT.FORMAT", "INPUT.FORMAT", "RGB")
-@case(26, "STRIDE_IN_1X1", "MODEL.RESNETS.STRIDE_IN_1X1", "True")
 @case(26, "sizes of anchors", "MODEL.ANCHOR_GENERATOR.SIZES", "[[24], [48], [96], [192], [384]]")
 @case(26, "weights of box regression", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(5.0, 5.0, 2.5, 2.5)")
 @case(26, "type of pooling", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign")
