@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
 from helpers.paths import TOOLS
 from helpers.tools import own_data
 
@@ -128,7 +130,9 @@ def built_in_leads_out(lab: Lab) -> str:
     (root / "annotations").mkdir(parents=True)
     shutil.copytree(lab.shared.data / "train", root / "train2017")
     file = root / "annotations/instances_train2017.json"
-    shutil.copy(lab.shared.data / "train.json", file)
+    content = json.loads((lab.shared.data / "train.json").read_text())
+    content["categories"] = [{"id": c["id"], "name": c["name"]} for c in COCO_CATEGORIES if c["isthing"]]
+    file.write_text(json.dumps(content))
     shutil.copy(next((root / "train2017").iterdir()), root / "secret.png")
     write_file_name(file, "../secret.png")
     words = ["--config", "quickstart_R18_FPN_gn_scratch", "DATASETS.TRAIN", "('coco_2017_train',)"]

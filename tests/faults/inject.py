@@ -3,7 +3,9 @@
 They change classes of detectron2 and Python itself, so they do the same to gn_det and to stock detectron2.
 """
 
+import builtins
 import fnmatch
+import io
 import json
 import multiprocessing
 import os
@@ -158,6 +160,19 @@ def _instances(image: dict, rows: list[dict], ids: dict[int, int]) -> dict:
 def limit_file_size(size: int) -> None:
     """Let every write beyond this number of bytes fail, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def fill_disk(pattern: str) -> None:
+    """Let Python write files with such a name to a full disk."""
+    original = io.open
+
+    def open_(file, mode="r", *args, **kwargs):
+        named = not isinstance(file, int) and fnmatch.fnmatch(os.path.basename(os.fsdecode(file)), pattern)
+        if named and any(letter in mode for letter in "wa"):
+            return original("/dev/full", mode.replace("a", "w"), *args, **kwargs)
+        return original(file, mode, *args, **kwargs)
+
+    builtins.open = io.open = open_
 
 
 def limit_memory(size: int) -> None:

@@ -71,7 +71,7 @@ def _short(text: str, folder: Path) -> str:
 def table(results: list[Result]) -> list[list]:
     """Return one line per row of the table of faults."""
     lines = []
-    for number, (fault, promise) in ROWS.items():
+    for number, (fault, promise) in sorted(ROWS.items()):
         own, stock = ([r for r in results if r.case.row == number and r.stock == s] for s in (False, True))
         if own:
             lines.append([number, fault, promise, _cell(own), _cell(stock)])

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gn_det.config.files import config_dir
+
 from . import inject
-from .frame import case, check, named, row
+from .frame import case, check, finished, named, row
 from .lab import Lab
 
 row(23, "a pickle that runs code", "never run; named")
@@ -113,7 +115,7 @@ case(23, "os.system in .pkl, convert", "os.system in .pkl", "convert", stock=Fal
 
 def bomb() -> str:
     """YAML of 600 bytes that stands for 10 ** 9 values of a known key."""
-    lines = ["DATASETS:", "  TRAIN:", f"  - &a0 [{', '.join(['x'] * 10)}]"]
+    lines = ["DATASETS:", "  PROPOSAL_FILES_TRAIN:", f"  - &a0 [{', '.join(['x'] * 10)}]"]
     lines += [f"  - &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     return "\n".join(lines) + "\n"
 
@@ -139,7 +141,7 @@ def hostile_yaml(lab: Lab, place: str, kind: str) -> str:
     check(not marker.exists(), "the code was run")
     check(time.monotonic() - begin < 20, f"took {time.monotonic() - begin:.0f} s")
     check("cycle" not in done.stderr, "named with a wrong cause: " + done.stderr.strip().splitlines()[-1])
-    return named(done, file)
+    return finished(done) if kind == "bomb" and done.returncode == 0 else named(done, file)
 
 
 def _load_yaml(lab: Lab, place: str, text: str, faults: list[tuple]):
@@ -156,7 +158,10 @@ def _load_yaml(lab: Lab, place: str, text: str, faults: list[tuple]):
         torch.save(checkpoint, lab.folder / "other.pth")
         return lab.tool("predict.py", *words, lab.folder / "other.pth", faults=faults), "other.pth"
     config = lab.folder / "own.yaml"
-    config.write_text(text if place == "config" else "_BASE_: base.yaml\n")
+    whole = f"_BASE_: {config_dir() / 'quickstart_R18_FPN_gn_scratch.yaml'}\n{text}"
+    if place == "base":
+        whole = "_BASE_: base.yaml\n"
+    config.write_text(text if lab.stock and place == "config" else whole)
     (lab.folder / "base.yaml").write_text(text)
     name = config.name if place == "config" else "base.yaml"
     return lab.train(lab.out(), *ONE_STEP, flags=("--config-file", config), faults=faults, timeout=40), name
