@@ -11,7 +11,8 @@ from helpers.ftp_server import serve_ftp
 from . import inject
 from .checkpoints import flip
 from .frame import case, check, finished, named, row
-from .lab import TIME_LIMIT, Lab, contents, weights
+from .lab import Lab
+from .look import TIME_LIMIT, contents, weights
 
 row(
     17, "a download that breaks off", "goes on where it stopped; after five tries named, and nothing is taken for whole"
@@ -212,10 +213,11 @@ def leads_out(lab: Lab, kind: str) -> str:
             "ftp": f"{ftp}/{up}",
             "redirect": f"{server.root}/model.pth",
         }.get(kind, f"{server.root}/{up}")
-        before = contents(lab.folder, "file.pth").keys()
+        before = contents(lab.folder).keys()
         done = _visit(lab, site, kind, url)
-        outside = [name for name in contents(lab.folder).keys() - before if not name.startswith(("cache/", "out"))]
-        check(not target.exists() and not outside, f"wrote {target.name} outside the cache")
+        new = contents(lab.folder).keys() - before
+        outside = [name for name in new if not name.startswith(("cache/", "out")) and name != "own.yaml"]
+        check(not outside, f"wrote {outside} outside the cache")
         if kind.startswith("http") and done.returncode == 0:
             return finished(done)  # downloaded to a place inside the cache
         return named(done)

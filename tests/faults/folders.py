@@ -12,13 +12,13 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from helpers.paths import TOOLS
 from helpers.tools import own_data
 
-from . import lab as labs
 from .frame import case, check, finished, named, row
-from .lab import Lab, contents, wait_until
+from .lab import OPTIONS, Lab
+from .look import TIME_LIMIT, contents, wait_until
 
 row(6, "OUTPUT_DIR that cannot be written, or has a run in it", "named before training; the run there stays as it is")
 row(27, "`file_name` that leads out of the folder of images", "refused before an image is read")
-row(36, "no OpenCV, read-only cache, no UTF-8, odd paths", "works, or says what is missing")
+row(36, "no OpenCV, read-only cache, other locale, odd paths", "works, or says what is missing")
 
 ONE_STEP = ("SOLVER.MAX_ITER", 1)
 
@@ -77,7 +77,7 @@ def running(lab: Lab) -> str:
     fork = lab.start(out, "SOLVER.MAX_ITER", 30, "SOLVER.CHECKPOINT_PERIOD", 100)
     wait_until(lambda: (out / "config.yaml").exists(), fork)
     second = lab.train(out, "SOLVER.MAX_ITER", 30, "SOLVER.BASE_LR", 0.5, resume=True)
-    first = fork.wait(labs.TIME_LIMIT)
+    first = fork.wait(TIME_LIMIT)
     sentence = named(second, out)
     lab.equal(out, first, 30, "SOLVER.CHECKPOINT_PERIOD", 100)
     return sentence
@@ -138,7 +138,7 @@ def built_in_leads_out(lab: Lab) -> str:
     words = ["--config", "quickstart_R18_FPN_gn_scratch", "DATASETS.TRAIN", "('coco_2017_train',)"]
     words += ["DATASETS.TEST", "()", "MODEL.ROI_HEADS.NUM_CLASSES", 80, "OUTPUT_DIR", lab.out(), *ONE_STEP]
     environment = {"DETECTRON2_DATASETS": str(lab.folder / "datasets")}
-    command = [sys.executable, TOOLS / "train_net.py", *words, *labs.OPTIONS[:4]]
+    command = [sys.executable, TOOLS / "train_net.py", *words, *OPTIONS[:4]]
     return named(fresh(lab, command, environment), "../secret.png")
 
 
@@ -146,9 +146,7 @@ def fresh(lab: Lab, command: list, environment: dict[str, str] | None = None) ->
     """Run a command in a new process, for what a fork cannot change any more."""
     everything = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **(environment or {})}
     words = list(map(str, command))
-    return subprocess.run(
-        words, capture_output=True, text=True, errors="replace", env=everything, timeout=labs.TIME_LIMIT
-    )
+    return subprocess.run(words, capture_output=True, text=True, errors="replace", env=everything, timeout=TIME_LIMIT)
 
 
 # --- 36 ---------------------------------------------------------------------------------------------------------
@@ -174,11 +172,11 @@ def read_only_cache(lab: Lab) -> str:
     return lab.equal(out, lab.train(out, environment=places))
 
 
-@case(36, "LC_ALL=C without UTF-8", stock=False)
+@case(36, "LC_ALL=C, with other letters in paths", stock=False)
 def no_utf8(lab: Lab) -> str:
     data, out = Path(shutil.copytree(lab.shared.data, lab.folder / "füü")), lab.folder / "öut"
-    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    words = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(data)[:4], *labs.OPTIONS, "OUTPUT_DIR", out]
+    environment = {"LC_ALL": "C", "LANG": "C"}
+    words = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(data)[:4], *OPTIONS, "OUTPUT_DIR", out]
     done = fresh(lab, [sys.executable, TOOLS / "train_net.py", *words], environment)
     return named(done) if done.returncode == 2 else lab.equal(out, done)
 
@@ -186,7 +184,7 @@ def no_utf8(lab: Lab) -> str:
 @case(36, "no OpenCV", stock=False)
 def no_opencv(lab: Lab) -> str:
     out = lab.out()
-    words = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(lab.shared.data), *labs.OPTIONS, "OUTPUT_DIR", out]
+    words = ["--config", "quickstart_R18_FPN_gn_scratch", *own_data(lab.shared.data), *OPTIONS, "OUTPUT_DIR", out]
     program = "import runpy, sys; sys.modules['cv2'] = None; sys.argv = sys.argv[1:]; "
     program += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = fresh(lab, [sys.executable, "-c", program, TOOLS / "train_net.py", *words])

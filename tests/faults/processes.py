@@ -8,7 +8,8 @@ from pathlib import Path
 
 from . import inject
 from .frame import case, check, finished, named, no_traceback, row
-from .lab import EVALUATED, ITERATIONS, Lab, children, known_keys, wait_until, weights
+from .lab import EVALUATED, ITERATIONS, Lab
+from .look import children, known_keys, wait_until, weights
 
 row(14, "SIGTERM, SIGINT, SIGUSR1 or SIGHUP", "the step ends, a checkpoint is saved, the exit code says which signal")
 row(15, "a rank dies, fails or hangs", "all ranks end within the time limit, with a sentence")

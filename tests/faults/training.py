@@ -12,7 +12,8 @@ from gn_det.config.files import config_dir
 from . import inject
 from .checkpoints import pth
 from .frame import case, check, finished, named, no_traceback, row
-from .lab import ITERATIONS, Lab, contents, known_keys, weights
+from .lab import ITERATIONS, Lab
+from .look import contents, known_keys, weights
 
 row(8, "resumed after the best checkpoint", "best value and early stop go on")
 row(9, "resumed with another number of processes, batch or schedule", "what changed is said")
@@ -35,7 +36,7 @@ def best_is_kept(lab: Lab) -> str:
     shares = {1: 0.3, 2: 0.8, 3: 0.5, 4: 0.6, 5: 0.4, 6: 0.4}
     find = (inject.find_share, str(lab.shared.data / "val.json"), shares)
     kill = (inject.at_iteration, 3, inject.send, signal.SIGKILL)
-    lab._killed(lab.train(out, *BEST, faults=[find, kill], evaluated=True))
+    lab.killed(lab.train(out, *BEST, faults=[find, kill], evaluated=True))
     best = weights(out / "model_best.pth")
     done = lab.train(out, *BEST, faults=[find], evaluated=True, resume=True)
     finished(done)
