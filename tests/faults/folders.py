@@ -31,10 +31,10 @@ ONE_STEP = ("SOLVER.MAX_ITER", 1)
 @case(6, "on a file system that takes no files", "proc")
 def not_writable(lab: Lab, kind: str) -> str:
     file = lab.folder / "file"
-    file.write_text("mine")
+    file.write_text("older")
     out = {"file": file, "below": file / "out", "proc": Path("/proc/gn_det")}[kind]
     sentence = named(lab.train(out), out)
-    check(file.read_text() == "mine", "the file was changed")
+    check(file.read_text() == "older", "the file was changed")
     return sentence
 
 

@@ -65,11 +65,13 @@ class Fork:
 
         The exit code is None if the fork still runs after ``timeout`` seconds. The process group is killed then.
         """
-        self._process.join(timeout)
-        code = self._process.exitcode
-        if code is None:
-            self.kill_group()
-            self._process.join()
+        try:
+            self._process.join(timeout)
+            code = self._process.exitcode
+        finally:
+            if self.running:  # the time is over, or Ctrl-C
+                self.kill_group()
+                self._process.join()
         printed = self.output()
         self._folder.cleanup()
         return subprocess.CompletedProcess(self._name, code, *printed)
