@@ -68,9 +68,9 @@ def send(result: object, model: object, number: int, times: int = 1, group: bool
 
 
 def send_twice_and_hang(result: object, model: object, number: int) -> object:
-    """Send a signal twice, and do not come back for a minute."""
+    """Send a signal twice, with the pause of a person, and do not come back for a minute."""
     os.kill(os.getpid(), number)
-    time.sleep(0.5)
+    time.sleep(3)
     os.kill(os.getpid(), number)
     end = time.monotonic() + 60
     while time.monotonic() < end:
