@@ -84,7 +84,7 @@ def named(done: subprocess.CompletedProcess, *things: object) -> str:
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     check(lines, f"exit code {done.returncode}, no sentence: {last_line(done)}")
     check(len(set(lines)) == 1, f"several sentences: {lines}")
-    check(not things or any(str(thing) in lines[0] for thing in things), f"{lines[0]!r} names none of {things}")
+    check(not things or any(str(thing) in lines[0] for thing in things), f"does not name the cause: {lines[0]}")
     return f"named: {lines[0].removeprefix('error: ')}"
 
 

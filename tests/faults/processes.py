@@ -227,7 +227,7 @@ def worker_in_training(lab: Lab, number: int) -> str:
     for child in children(fork.pid):
         os.kill(child, number)
         lab.kills += number == signal.SIGKILL
-    sentence = named(fork.wait(patience(lab)), "worker", "loader")
+    sentence = named(fork.wait(patience(lab)), "worker", "loader", "loads")
     check(not group_left(fork.pid), "processes are left behind")
     saved(lab, out, PERIOD - 1)
     return sentence
@@ -237,4 +237,4 @@ def worker_in_training(lab: Lab, number: int) -> str:
 def worker_in_evaluation(lab: Lab, number: int) -> str:
     out = lab.copy(lab.shared.reference(lab.stock))
     fault = (inject.at_evaluation, inject.end_workers, number)
-    return named(lab.evaluate(out, "DATALOADER.NUM_WORKERS", 1, faults=[fault]), "worker", "loader")
+    return named(lab.evaluate(out, "DATALOADER.NUM_WORKERS", 1, faults=[fault]), "worker", "loader", "loads")

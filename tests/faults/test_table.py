@@ -28,7 +28,7 @@ TRACEBACK = "Traceback (most recent call last):\n  File x\nValueError: bad\n"
         (done(1, TRACEBACK), "traceback: ValueError: bad"),
         (done(1, "error: /a/b is bad.\n", TRACEBACK), "traceback: ValueError: bad"),
         (done(2, "/a/b is bad.\n"), "no sentence"),
-        (done(2, "error: something is bad.\n"), "names none of"),
+        (done(2, "error: something is bad.\n"), "does not name the cause"),
         (done(2, "error: /a/b is bad.\nerror: /a/b is old.\n"), "several sentences"),
     ],
 )
