@@ -5,6 +5,7 @@ the tests would not do: earlier tests may have used libraries that do not work i
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import runpy
@@ -12,6 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from .paths import TOOLS
 
 _server = multiprocessing.get_context("forkserver")  # started by the first fork
 _server.set_forkserver_preload(["gn_det.cli.train", "gn_det.cli.norms", "gn_det.report", "gn_det.drawing.instances"])
+_lock = threading.Lock()  # multiprocessing polls all its processes when it starts one, whichever thread waits for them
 
 
 class Fork:
@@ -39,7 +43,8 @@ class Fork:
         self._files = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
         everything = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **(environment or {})}
         self._process = _server.Process(target=_call, args=(*self._files, everything, function, arguments))
-        self._process.start()
+        with _lock:
+            self._process.start()
 
     @property
     def pid(self) -> int:
@@ -49,7 +54,7 @@ class Fork:
     @property
     def running(self) -> bool:
         """Whether the fork has not ended yet."""
-        return self._process.is_alive()
+        return self._exit_code() is None
 
     def send(self, number: int) -> None:
         """Send a signal to the fork, and not to the processes that it started."""
@@ -65,16 +70,20 @@ class Fork:
 
         The exit code is None if the fork still runs after ``timeout`` seconds. The process group is killed then.
         """
+        end = math.inf if timeout is None else time.monotonic() + timeout
         try:
-            self._process.join(timeout)
-            code = self._process.exitcode
+            while (code := self._exit_code()) is None and time.monotonic() < end:
+                time.sleep(0.01)
         finally:
             if self.running:  # the time is over, or Ctrl-C
                 self.kill_group()
-                self._process.join()
         printed = self.output()
         self._folder.cleanup()
         return subprocess.CompletedProcess(self._name, code, *printed)
+
+    def _exit_code(self) -> int | None:
+        with _lock:
+            return self._process.exitcode
 
     def kill_group(self) -> None:
         """Kill the fork and all processes that it started."""
