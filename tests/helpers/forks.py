@@ -100,9 +100,7 @@ def _call(
     stdout: Path, stderr: Path, environment: dict[str, str], function: Callable[..., object], arguments: tuple
 ) -> None:
     os.setsid()
-    multiprocessing.set_start_method(
-        None, force=True
-    )  # Python's default for what the function starts, not "forkserver"
+    multiprocessing.set_start_method(None, force=True)  # Python's default instead of "forkserver", for data workers
     for number, path in ((1, stdout), (2, stderr)):
         with path.open("w") as file:
             os.dup2(file.fileno(), number)  # also what libraries and child processes print
