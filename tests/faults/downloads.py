@@ -203,7 +203,7 @@ def flipped_in_cache(lab: Lab) -> str:
 @case(22, "_BASE_ of a run folder's config.yaml, predict", "run", stock=False)
 @case(22, "a redirect to file://", "redirect")
 def leads_out(lab: Lab, kind: str) -> str:
-    target = lab.folder / "outside" / "file.pth"
+    target = lab.folder / "secret" / "file.pth"
     target.parent.mkdir()
     with serve() as server, serve_ftp(b"MODEL:\n  WEIGHTS: ''\n") as ftp:
         site = Site(lab, server)
@@ -217,7 +217,7 @@ def leads_out(lab: Lab, kind: str) -> str:
         done = _visit(lab, site, kind, url)
         new = contents(lab.folder).keys() - before
         outside = [name for name in new if not name.startswith(("cache/", "out")) and name != "own.yaml"]
-        check(not outside, f"wrote {outside} outside the cache")
+        check(not target.exists() and not outside, f"wrote {outside} outside the cache")
         if kind.startswith("http") and done.returncode == 0:
             return finished(done)  # downloaded to a place inside the cache
         return named(done)

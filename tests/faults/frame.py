@@ -101,7 +101,7 @@ def no_traceback(done: subprocess.CompletedProcess) -> None:
     text = done.stdout + done.stderr
     if "Traceback (most recent call last)" in text:
         after = text.rsplit("Traceback (most recent call last)", 1)[1].splitlines()
-        error = [line for line in after[1:] if line and not line.startswith((" ", "\t"))]
+        error = [line for line in after[1:] if line.strip("^~") and not line.startswith((" ", "\t"))]
         raise Lost(f"traceback: {error[0] if error else 'cut off'}")
 
 

@@ -16,10 +16,10 @@ row(15, "a rank dies, fails or hangs", "all ranks end within the time limit, wit
 row(16, "a data worker dies or hangs", "the run ends within the time limit, with a sentence")
 
 LONG = ("SOLVER.MAX_ITER", 2000)
-PERIOD = 20  # iterations between the checkpoints of a long run
+PERIOD = 10  # iterations between the checkpoints of a long run
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 PATIENCE = 45  # seconds in which a run with a limit of SHORT seconds has to end; stock detectron2 has no limit
-STOCK_PATIENCE = 15
+STOCK_PATIENCE = 10
 SHORT = 6  # seconds, the limit that the cases set for a stalled run
 
 

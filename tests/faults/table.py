@@ -98,13 +98,14 @@ def _reason(text: str) -> str:
     return text[:REASON_LENGTH].replace("|", "/")
 
 
-def write_page(page: Path, lines: list[list], kills: int) -> None:
-    """Replace the table in a page of the docs."""
+def write_page(page: Path, lines: list[list]) -> None:
+    """Replace the lines of these rows in the table of a page of the docs."""
     head, rest = page.read_text().split(BEGIN)
-    foot = rest.split(END)[1]
-    rows = tabulate(lines, HEADERS, tablefmt="github", disable_numparse=True)
-    text = f"{BEGIN}\n{rows}\n\n{kills} processes were killed with SIGKILL in the middle of a run of gn_det.\n{END}"
-    save_text(page, head + text + foot)
+    old, foot = rest.split(END)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in old.strip().splitlines()[2:]]
+    rows = {int(row[0]): row for row in cells} | {row[0]: row for row in lines}
+    text = tabulate([rows[number] for number in sorted(rows)], HEADERS, tablefmt="github", disable_numparse=True)
+    save_text(page, f"{head}{BEGIN}\n{text}\n{END}{foot}")
 
 
 def main() -> None:
@@ -114,9 +115,11 @@ def main() -> None:
     parser.add_argument("--case", default="", help="run only cases whose name contains this text")
     parser.add_argument("--no-stock", action="store_true", help="leave out stock detectron2")
     parser.add_argument("--jobs", type=int, default=1, help="cases at once")
-    parser.add_argument("--page", type=Path, help="page of the docs whose table is replaced; needs all rows")
+    parser.add_argument("--page", type=Path, help="page of the docs in whose table the rows are replaced")
     parser.add_argument("--folder", help="folder for temporary files")
     args = parser.parse_args()
+    if args.page and (args.case or args.no_stock):
+        parser.error("--page needs all cases of a row, on both systems")
     chosen = [case for case in CASES if (not args.rows or case.row in args.rows) and args.case in case.name]
     systems = [False] if args.no_stock else [False, True]
     todo = [(case, stock) for case in chosen for stock in systems if case.stock or not stock]
@@ -135,8 +138,8 @@ def main() -> None:
     )
     failed = sum(not r.passed for r in own)
     print(f"\ngn_det: {len(own) - failed} of {len(own)} cases pass; {kills} kills; {time.monotonic() - begin:.0f} s")
-    if args.page and chosen == CASES and not args.no_stock:
-        write_page(args.page, lines, kills)
+    if args.page:
+        write_page(args.page, lines)
     sys.exit(failed > 0)
 
 

@@ -61,10 +61,12 @@ def test_table_counts_cases_and_gives_reasons(tmp_path):
     assert [line[0] for line in lines] == [1, 8]
     assert lines[0][3:] == ["2 of 2", "1 of 2: traceback (OddError)"] and lines[1][3:] == ["0 of 1: exit code 0", "-"]
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
-    write_page(page, lines, kills=3)
+    page.write_text(f"above\n{BEGIN}\n{END}\nbelow\n")
+    write_page(page, lines)
+    write_page(page, table([result(8, False, True)]))  # the other rows stay
     text = page.read_text()
-    assert text.startswith("above\n") and text.endswith("\nbelow\n") and "old" not in text and "3 processes" in text
+    assert text.startswith("above\n") and text.endswith("\nbelow\n")
+    assert "| 2 of 2 " in text and "| 1 of 1 " in text and "exit code 0" not in text
 
 
 def test_page_has_all_rows_and_cases():
