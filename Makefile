@@ -12,8 +12,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 TRITON ?= 3.2.0 3.3.1 3.4.0 3.5.1 3.6.0
 
-.PHONY: demo test test-all lint docs kernels pages install clean
-.PHONY: demo test test-all faults lint docs pages install clean
+.PHONY: demo test test-all faults lint docs kernels pages install clean
 
 demo: install
 	@$(BIN)/python tools/train_net.py --config configs/quickstart_R18_FPN_gn_scratch.yaml SEED 1 \
