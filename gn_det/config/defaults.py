@@ -173,6 +173,19 @@ KEYS = (
         "never",
     ),
     Key(
+        "TRAIN.SKIP_NONFINITE",
+        0,
+        "Number of batches that a run may skip because a loss or a gradient is NaN or infinite. The next such batch ends "
+        "the training.",
+    ),
+    Key(
+        "TRAIN.STALL_MINUTES",
+        30.0,
+        "End the run if no process makes progress for this number of minutes, in training and in evaluation: loading, "
+        "forward pass and backward pass of a batch must each take less. 0: never.",
+        "never",
+    ),
+    Key(
         "TRAIN.PICTURES",
         3,
         "Number of test images that each evaluation draws, predictions beside ground truth, in TensorBoard and Weights & "
