@@ -17,6 +17,8 @@ from detectron2.utils.logger import setup_logger
 from ..acceleration.cpu_memory import keep_freed_memory
 from ..config.checks import datasets_of_run
 from ..evaluation.records import Weights
+from ..errors import GNDetError
+from ..evaluation.run_folder import remember_datasets
 from ..quiet import silence_detectron2
 from ..training.hooks import BEST_FILE
 from ..training.trainer import evaluate_only, train
@@ -188,4 +190,7 @@ def _draw(dataset_name: str, detections: Path, folder: Path) -> None:
             raise
         logger.warning("No predictions are drawn, because drawing needs OpenCV: pip install opencv-python-headless.")
         return
-    draw_predictions(dataset_name, detections, folder)
+    try:
+        draw_predictions(dataset_name, detections, folder)
+    except (OSError, GNDetError) as error:  # pictures that cannot be written must not make a successful training fail
+        logger.warning(f"Predictions are not drawn: {error}")

@@ -198,13 +198,16 @@ def show_predictions(cfg: CfgNode) -> None:
         return
     from ..drawing.instances import draw_predictions  # needs cv2
 
-    with tempfile.TemporaryDirectory() as folder:
-        for path in draw_predictions(name, detections, folder, number=cfg.TRAIN.PICTURES):
-            with Image.open(path) as picture:
-                picture.thumbnail((_IMAGE_SIZE, _IMAGE_SIZE))
-                pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-            drawn = path.relative_to(folder).with_suffix("").as_posix()
-            get_event_storage().put_image(f"{name}/{drawn}", pixels.copy())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for path in draw_predictions(name, detections, folder, number=cfg.TRAIN.PICTURES):
+                with Image.open(path) as picture:
+                    picture.thumbnail((_IMAGE_SIZE, _IMAGE_SIZE))
+                    pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+                drawn = path.relative_to(folder).with_suffix("").as_posix()
+                get_event_storage().put_image(f"{name}/{drawn}", pixels.copy())
+    except (OSError, GNDetError) as error:
+        log_first_n(logging.WARNING, f"No predictions are drawn: {error}", name=__name__, key="caller")
 
 
 class ReadMetrics(HookBase):

@@ -1,10 +1,11 @@
 """Trainer based on detectron2's DefaultTrainer, and functions to train or evaluate a config."""
 
 import logging
+import signal
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from detectron2.config import CfgNode
@@ -29,6 +30,10 @@ from ..evaluation.records import Weights, past_values, weights_of
 from ..metrics import storage_key
 from ..modeling.norm import is_norm
 from .ema import EMA
+from .guards.disk import tolerant
+from .guards.hooks import Evaluation, StopOnSignal, save_now
+from .guards.run import guarded, guarded_evaluation
+from .guards.signals import Interrupted, Stopped, ignore_signals_in_workers
 from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, ReadMetrics, show_predictions
 from .overview import count_objects, describe_norms, format_overview
 from .progress import ProgressBar, on_terminal
@@ -56,6 +61,7 @@ class Trainer(DefaultTrainer):
         apply_training_options(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
+        ignore_signals_in_workers(loader)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._ema = EMA(model, cfg.TRAIN.EMA.DECAY) if cfg.TRAIN.EMA.ENABLED else None
         # "model" in a checkpoint holds the weights that are evaluated. With EMA these are the averaged
@@ -66,7 +72,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = build_checkpointer(cfg, evaluated, cfg.DATASETS.TRAIN, stateful=state)
         devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
-        self._trainer = build_train_step(cfg, model, loader, optimizer)
+        self._trainer = build_train_step(cfg, model, loader, optimizer, self._last_checkpoint)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
@@ -74,8 +80,9 @@ class Trainer(DefaultTrainer):
         """Return detectron2's hooks and those of the training options.
 
         The order matters. The EMA is updated before the checkpointer runs, so that a checkpoint has
-        trained and averaged weights of the same iteration. The best weights are saved after the
-        evaluation. The early stop comes last, because no hook after it would run.
+        trained and averaged weights of the same iteration. A signal ends the training after the
+        checkpointer and before an evaluation. The best weights are saved after the evaluation. The
+        early stop comes last, because no hook after it would run.
         """
         cfg, key, stop = self.cfg, storage_key(self.cfg), self.cfg.TRAIN.EARLY_STOP
         main = comm.is_main_process()
@@ -91,16 +98,42 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, hooks.LRScheduler):
                 ret += [hook, self._ema]
             elif isinstance(hook, hooks.EvalHook):
-                ret += [hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate), self._best]
+                self._evaluation = Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate)
+                ret += [StopOnSignal(), self._evaluation, self._best]
             else:
                 ret.append(hook)
         ret += [hooks.PeriodicWriter([self._bar], period=1) if self._bar else None, self._stop]
         return [hook for hook in ret if hook is not None]
 
     def build_writers(self) -> list[EventWriter]:
-        """Return detectron2's writers, and the one for Weights & Biases if it is enabled."""
-        writers = super().build_writers()
+        """Return detectron2's writers, and the one for Weights & Biases if it is enabled.
+
+        A full disk does not stop the writers of ``metrics.json`` and of the TensorBoard events.
+        """
+        writers = [tolerant(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
         return [WandbWriter(self.cfg), *writers] if self.cfg.TRAIN.WANDB.ENABLED else writers
+
+    def _last_checkpoint(self) -> str:
+        """Return the path of the newest checkpoint; "" if there is none."""
+        return self.checkpointer.get_checkpoint_file() if self.checkpointer.has_checkpoint() else ""
+
+    @property
+    def stop_signal(self) -> int:
+        """Number of the signal that a process has received before the last step; 0 if none. Equal in all processes."""
+        return self._trainer.stop_signal
+
+    def stop_after(self, number: int) -> NoReturn:
+        """Save a checkpoint, and end the training after the signal ``number``. All processes must call it together.
+
+        Raises:
+            Stopped: always.
+        """
+        path = save_now(self, self.checkpointer)
+        name, done = signal.Signals(number).name, self.iter + 1
+        logger.warning(
+            f"Stopped by {name} after {done} of {self.max_iter} iterations; continue from {path} with --resume."
+        )
+        raise Stopped(number)
 
     def _log_overview(self) -> None:
         counts = getattr(self.data_loader, "counts", None)
@@ -145,14 +178,22 @@ class Trainer(DefaultTrainer):
         Returns:
             The results of the last evaluation (see :meth:`test`) if ``TEST.EXPECTED_RESULTS`` is set,
             otherwise None.
+
+        Raises:
+            Stopped: a process has received a signal.
+            GNDetError: a loss or gradient is not finite.
         """
         if self._stop and (reason := self._stop.reason_to_stop()):
             logger.warning(f"This run has stopped early: {reason}. Raise TRAIN.EARLY_STOP.PATIENCE to continue it.")
             return None
         try:
-            return super().train()
+            results = super().train()
         except EarlyStopped:
             return None
+        if number := self._evaluation.interrupted:
+            logger.warning(f"{signal.Signals(number).name} has stopped the evaluation; --resume evaluates again.")
+            raise Stopped(number)
+        return results
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -200,12 +241,14 @@ class Trainer(DefaultTrainer):
         rows = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         if isinstance(rows, list):
             check_file_names([dataset_name], rows)
-        return build_detection_test_loader(
+        loader = build_detection_test_loader(
             rows,
             mapper=Mapper(cfg, is_train=False),
             batch_size=cfg.INFERENCE.BATCH_SIZE,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
+        ignore_signals_in_workers(loader)
+        return loader
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> evaluation.COCOEvaluator:
@@ -235,7 +278,10 @@ class Trainer(DefaultTrainer):
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             loader = cls.build_test_loader(cfg, name)
-            results[name] = evaluation.evaluate(cfg, model, name, loader, _trained_iterations(cfg), weights)
+            with guarded_evaluation() as callbacks:
+                results[name] = evaluation.evaluate(
+                    cfg, model, name, loader, _trained_iterations(cfg), weights, callbacks
+                )
         return results.popitem()[1] if len(results) == 1 else results
 
 
@@ -281,15 +327,16 @@ def train(cfg: CfgNode, resume: bool = False, accept: Callable[[], object] | Non
     Returns:
         The results of the last evaluation, see :meth:`Trainer.test`; empty if nothing was evaluated.
     """
-    trainer = Trainer(cfg)
-    if resume and not trainer.checkpointer.has_checkpoint():
-        start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
-        logger.warning(f"--resume: {cfg.OUTPUT_DIR} holds no checkpoint, so training begins {start}.")
-    trainer.resume_or_load(resume=resume)
-    if accept:
-        accept()
-    trainer.train()
-    return getattr(trainer, "_last_eval_results", {})
+    with guarded(cfg):
+        trainer = Trainer(cfg)
+        if resume and not trainer.checkpointer.has_checkpoint():
+            start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
+            logger.warning(f"--resume: {cfg.OUTPUT_DIR} holds no checkpoint, so training begins {start}.")
+        trainer.resume_or_load(resume=resume)
+        if accept:
+            accept()
+        trainer.train()
+        return getattr(trainer, "_last_eval_results", {})
 
 
 def evaluate_only(
@@ -306,7 +353,17 @@ def evaluate_only(
 
     Raises:
         GNDetError: if the weights cannot be read, do not fit the model, or were trained for other classes.
+        Stopped: a process has received a signal.
     """
+    with guarded(cfg):
+        try:
+            return _evaluate_only(cfg, resume)
+        except Interrupted as error:
+            logger.warning(f"{signal.Signals(error.number).name} has stopped the evaluation, which has no result.")
+            raise Stopped(error.number) from None
+
+
+def _evaluate_only(cfg: CfgNode, resume: bool) -> dict:
     model = apply_model_options(cfg, build_and_log_model(cfg))
     checkpointer = build_checkpointer(cfg, model, cfg.DATASETS.TEST, trains=False)
     rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

@@ -15,6 +15,7 @@ from torch import nn
 from gn_det import GNDetError
 from gn_det.config.files import load_config
 from gn_det.evaluation.records import write_record
+from gn_det.training.guards.hooks import Evaluation, StopOnSignal
 from gn_det.training.hooks import BestCheckpoint, EarlyStop, ReadMetrics
 from gn_det.training.trainer import Trainer, _trained_iterations
 from helpers.terminal import Terminal
@@ -339,7 +340,8 @@ def test_evaluation_period_that_scaling_reduced_to_0_is_refused(make, monkeypatc
 
 def test_hooks_are_in_the_right_order(make):
     kinds = [type(hook) for hook in make(*EMA, *BEST, *STOP)._hooks]
-    known = [type(make(*EMA)._ema), hooks.PeriodicCheckpointer, hooks.EvalHook, BestCheckpoint, hooks.PeriodicWriter]
+    known = [type(make(*EMA)._ema), hooks.PeriodicCheckpointer, StopOnSignal, Evaluation, BestCheckpoint]
+    known.append(hooks.PeriodicWriter)
     assert [kind for kind in kinds if kind in (*known, EarlyStop)] == [*known, EarlyStop] and kinds[-1] is EarlyStop
 
 
