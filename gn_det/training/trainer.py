@@ -357,13 +357,13 @@ def evaluate_only(
     """
     with guarded(cfg):
         try:
-            return _evaluate_only(cfg, resume)
+            return _evaluate_only(cfg, resume, accept)
         except Interrupted as error:
             logger.warning(f"{signal.Signals(error.number).name} has stopped the evaluation, which has no result.")
             raise Stopped(error.number) from None
 
 
-def _evaluate_only(cfg: CfgNode, resume: bool) -> dict:
+def _evaluate_only(cfg: CfgNode, resume: bool, accept: Callable[[Weights | None], CfgNode] | None) -> dict:
     model = apply_model_options(cfg, build_and_log_model(cfg))
     checkpointer = build_checkpointer(cfg, model, cfg.DATASETS.TEST, trains=False)
     rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
