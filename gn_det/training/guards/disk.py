@@ -109,23 +109,24 @@ class EventsWriter(TensorboardXWriter):
 
 def tolerate_log_errors() -> None:
     """Let the loggers warn once if a log or the output cannot be written, instead of printing a traceback per line."""
+    warned: set[str] = set()  # names of the files; several loggers write to one log
     for log in [logging.root, *logging.root.manager.loggerDict.values()]:
         for handler in getattr(log, "handlers", []):
             if isinstance(handler, logging.StreamHandler):
-                handler.handleError = _LogError(handler)  # type: ignore[method-assign]
+                handler.handleError = _LogError(handler, warned)  # type: ignore[method-assign]
 
 
 class _LogError:
     """Print one warning for all errors of a handler."""
 
-    def __init__(self, handler: logging.StreamHandler):
-        self._name, self._usual, self._warned = getattr(handler.stream, "name", "log"), handler.handleError, False
+    def __init__(self, handler: logging.StreamHandler, warned: set[str]):
+        self._name, self._usual, self._warned = getattr(handler.stream, "name", "log"), handler.handleError, warned
 
     def __call__(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             self._usual(record)
-        elif not self._warned:
-            self._warned = True
+        elif self._name not in self._warned:
+            self._warned.add(self._name)
             with contextlib.suppress(OSError):
                 print(f"warning: {self._name} cannot be written ({error.strerror}).", file=sys.stderr)
