@@ -11,8 +11,8 @@ from detectron2.utils import comm
 from ..errors import GNDetError, did_you_mean
 from ..metrics import metric_names
 from ..modeling.norm import NORM_KEYS, PER_SAMPLE, check_norm, get_key
-from .graph_checks import check_cuda_graphs
 from .finite import check_finite
+from .graph_checks import check_cuda_graphs
 
 # (norm key, key that names the part that reads the norm key, names of gn_det's versions of that part).
 # Only gn_det's versions support all values of the norm key.

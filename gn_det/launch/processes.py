@@ -15,7 +15,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
 
-from ..errors import GNDetError
+from ..errors import GNDetError, sentence_of
 from ..training.guards.ranks import EXCHANGE_TIMEOUT, announce_failure, failed_rank, is_lost_connection
 from ..training.guards.signals import SIGNALS
 from .output_dir import remove_staged_files
@@ -194,8 +194,8 @@ def _report_errors(main: Main, args: argparse.Namespace) -> None:
     try:
         main(args)
     except GNDetError as error:
-        if announce_failure(str(error)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if announce_failure(sentence_of(error)):
+            print(f"error: {sentence_of(error)}", file=sys.stderr, flush=True)
         sys.exit(_EXIT_CODE)
     except RuntimeError as error:
         if not is_lost_connection(error):

@@ -16,9 +16,8 @@ from detectron2.utils.logger import setup_logger
 
 from ..acceleration.cpu_memory import keep_freed_memory
 from ..config.checks import datasets_of_run
-from ..evaluation.records import Weights
 from ..errors import GNDetError
-from ..evaluation.run_folder import remember_datasets
+from ..evaluation.records import Weights
 from ..quiet import silence_detectron2
 from ..training.hooks import BEST_FILE
 from ..training.trainer import evaluate_only, train
