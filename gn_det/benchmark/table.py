@@ -5,6 +5,7 @@ from collections.abc import Callable
 from tabulate import tabulate
 
 from .candidates import candidate_name
+from .gpu.report import format_gpu
 from .phases import PARTS
 
 NOT_MEASURED = "not measured"
@@ -14,10 +15,12 @@ def tables(record: dict) -> str:
     """Return a description of the run, a summary, and one table for each stage."""
     hardware = record["hardware"]
     machine = hardware.get("gpu") or f"{hardware['cpu']}, {record['threads']} threads"
+    where = f"{record['config']} on {machine}, PyTorch {record['versions']['torch']}"
+    if "gpu" in record["stages"]:
+        return f"{where}.\n\n{format_gpu(record['stages']['gpu'])}"
     head = (
-        f"{record['config']} on {machine}, PyTorch {record['versions']['torch']}, {record['repeats']} rounds, random "
-        "weights. Speedups are stock time / gn_det time: the median of the rounds, with the minimum and maximum in "
-        "parentheses."
+        f"{where}, {record['repeats']} rounds, random weights. Speedups are stock time / gn_det time: the median of the "
+        "rounds, with the minimum and maximum in parentheses."
     )
     texts = [head, summary(record)]
     for stage, format_stage in _FORMATS.items():
