@@ -91,7 +91,9 @@ def benchmark(args: argparse.Namespace) -> dict:
 
 def _run_gpu_stage(args: argparse.Namespace, setup: Setup, output: Path, save: Callable[[dict], object]) -> dict:
     chosen = plan.Plan() if setup.device.startswith("cuda") else plan.ON_CPU
-    chosen = dataclasses.replace(chosen, rounds=setup.repeats, step_seconds=args.timeout, minutes=args.minutes)
+    chosen = dataclasses.replace(chosen, rounds=setup.repeats, minutes=args.minutes)
+    if args.timeout:
+        chosen = dataclasses.replace(chosen, step_seconds=args.timeout, start_seconds=args.timeout)
     if args.batch:
         chosen = dataclasses.replace(chosen, batches=args.batch)
     data = (args.train_json, args.train_images)
@@ -114,8 +116,9 @@ def _setup(args: argparse.Namespace) -> tuple[Setup, list[str]]:
         )
     if args.repeats is not None and args.repeats < 1:
         raise GNDetError(f"--repeats is {args.repeats}; it is the number of timed rounds and must be 1 or more.")
-    if min(args.minutes, args.timeout) <= 0:
-        raise GNDetError(f"--minutes is {args.minutes:g} and --timeout is {args.timeout:g}; they must be more than 0.")
+    for option, number in (("--minutes", args.minutes), ("--timeout", args.timeout)):
+        if number is not None and number <= 0:
+            raise GNDetError(f"{option} is {number:g}; it must be more than 0.")
     if bool(args.train_json) != bool(args.train_images) or args.train_json and not on_gpu:
         raise GNDetError(f"--train-json and --train-images go together, with --stage {GPU}.")
     device = choose_device(args.device, "--device")

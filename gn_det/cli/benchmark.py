@@ -62,9 +62,9 @@ def parse_arguments() -> argparse.Namespace:
     gpu.add_argument(
         "--timeout",
         type=float,
-        default=Plan.step_seconds,
         metavar="S",
-        help="seconds after which a model that does not answer is given up (default: %(default)g)",
+        help=f"seconds after which a model that does not answer is given up (default: {Plan.start_seconds:g} for the start "
+        f"of a model that is not compiled, else {Plan.step_seconds:g})",
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override")
     return parser.parse_args()

@@ -17,16 +17,17 @@ def format_gpu(stage: dict) -> str:
     rows = stage["candidates"]
     plan, data = stage["plan"], stage["data"]
     head = (
-        f"{data['images']} images with {data['objects']} objects: {data['source']}. {plan['rounds']} rounds; "
+        f"{data['images']} images with {data['objects']} objects: {data['source']}. Rounds: {plan['rounds']}; "
         f"{stage['seconds']:.0f} s in all. Random weights; RoIs from an IoU of {stage['overlap']} on are foreground, so "
         "that there are about as many as with trained weights. TF32 as PyTorch sets it for timings, and off for the "
         "comparison of outputs."
     )
     texts = [head, "Targets, for one H100 and R50-FPN-GN at 800 pixels:", _format_targets(stage)]
     texts += ["Start, in seconds with empty caches of compiled code, without imports:", _format_starts(rows)]
-    for kind, batch in _measured(rows):
-        reference = BF16 if kind == "training" else FP32
-        texts += [f"{kind}, batch {batch}:", _format_batch(rows, kind, batch, reference)]
+    for kind, batch in _batches(rows):
+        if any("seconds" in row.get(kind, {}).get(str(batch), {}) for row in rows.values()):
+            reference = BF16 if kind == "training" else FP32
+            texts += [f"{kind}, batch {batch}:", _format_batch(rows, kind, batch, reference)]
     texts += [
         "Columns: median images per second (least to most of the rounds); speedup, round by round; time of an iteration, "
         "and the part in which it waits for the loader; time of the kernels and copies divided by it; kernels, launches by "
@@ -57,8 +58,8 @@ def _format_starts(rows: dict) -> str:
     return _table(lines, ["", "model and loader", "first iteration", "last iteration", "iterations"])
 
 
-def _measured(rows: dict) -> list[tuple[str, int]]:
-    """Return each (stage, batch size) that a candidate has."""
+def _batches(rows: dict) -> list[tuple[str, int]]:
+    """Return each (stage, batch size) that was planned for a candidate."""
     found = [
         (kind, int(batch)) for row in rows.values() for kind in ("inference", "training") for batch in row.get(kind, {})
     ]
@@ -120,7 +121,7 @@ def _format_notes(rows: dict) -> list[str]:
     lines = []
     for name, row in rows.items():
         parts = [("start", row.get("start", {})), ("GN + ReLU", row.get("operations", {}))]
-        parts += [(f"{kind}, batch {batch}", row.get(kind, {}).get(str(batch), {})) for kind, batch in _measured(rows)]
+        parts += [(f"{kind}, batch {batch}", row.get(kind, {}).get(str(batch), {})) for kind, batch in _batches(rows)]
         places: dict[str, list[str]] = {}
         for place, part in parts:
             if "error" in part:

@@ -1,6 +1,7 @@
 """Start the candidates, run them in turn, and keep the record."""
 
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -143,7 +144,7 @@ class _Run:
 
     def measure(self) -> None:
         """Measure everything, what the targets need first, and compiled candidates later, as they take long to start."""
-        late = [name for name in self._names if CANDIDATES[name].options.get("TRAIN.COMPILE")]
+        late = list(filter(_is_compiled, self._names))
         first = self._plan.batches[0]
         for names in filter(None, ([name for name in self._names if name not in late], late)):
             self._start(names)
@@ -162,8 +163,9 @@ class _Run:
 
     def _start(self, names: list[str]) -> None:
         for name in names:
+            limit = self._plan.step_seconds if _is_compiled(name) else self._plan.start_seconds
             arguments = {"batch": self._plan.batches[0], "iterations": self._plan.start_iterations}
-            row = self._row(*self._call(name, "start", **arguments))
+            row = self._row(*self._call(name, "start", limit, **arguments))
             self._rows[name]["start"] = row
             times = "first iteration after {first_iteration:.1f} s, {iterations} after {seconds:.1f} s"
             self._say(f"start: {name}: {row['error'] if 'error' in row else times.format(**row)}")
@@ -194,6 +196,8 @@ class _Run:
         self, stage: str, batch: int, names: list[str], interleaved: bool, profiles: bool, do: str, arguments: dict
     ) -> None:
         """Run the rounds of one stage: all candidates in turn, or each with all of its rounds in a row."""
+        if not names:
+            return
         turns = "in turn" if interleaved else "one after the other, as their memory does not fit together"
         self._say(f"{stage}, batch {batch}, {turns}: {'; '.join(names)}")
         if not interleaved:
@@ -223,7 +227,7 @@ class _Run:
             row["gpu"], error = self._call(name, "profile", what=do, iterations=self._plan.profiled)
             row |= {"error": f"profile: {error}"} if error else {}
         if do == "predict" and CANDIDATES[name].norm == "GN" and FP32 in self._names:
-            arguments = {"path": str(self._scratch / "outputs.pth"), "images": self._plan.compared}
+            arguments: dict[str, Any] = {"path": str(self._scratch / "outputs.pth"), "images": self._plan.compared}
             difference, error = self._call(name, "compare", save=name == FP32, **arguments)
             row |= {"error": f"outputs: {error}"} if error else {"difference": difference}
 
@@ -231,17 +235,24 @@ class _Run:
         for name in names:
             self._call(name, "release")
 
-    def _call(self, name: str, do: str, **arguments: Any) -> tuple[Any, str | None]:
-        """Run a command in the process of a candidate, within the time that is left, and save the record."""
-        seconds = self._seconds_left()
+    def _call(self, name: str, do: str, limit: float | None = None, **arguments: Any) -> tuple[Any, str | None]:
+        """Run a command in the process of a candidate, within the time that is left, and save the record.
+
+        Args:
+            limit: in seconds; by default ``step_seconds`` of the plan.
+        """
+        limit, seconds = limit or self._plan.step_seconds, self._seconds_left()
+        over = f"not measured, because the {self._plan.minutes:g} minutes were over"
         if seconds < 1:
-            return None, f"not measured, because the {self._plan.minutes:g} minutes were over"
+            return None, over
         process = self._processes[name]
-        answer = process.call(min(self._plan.step_seconds, seconds), do, **arguments)
+        result, error = process.call(min(limit, seconds), do, **arguments)
+        if error and seconds < limit:
+            error = re.sub(r"^did not answer within \d+ s", over, error)
         self._rows[name]["warnings"] = process.warnings
         self.record["seconds"] = time.monotonic() - self._begun
         self._save(self.record)
-        return answer
+        return result, error
 
     def _fits(self, batch: int) -> bool:
         """Return whether all processes that have started can keep the memory for a batch size at the same time."""
@@ -262,6 +273,10 @@ class _Run:
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._begun:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+
+def _is_compiled(name: str) -> bool:
+    return bool(CANDIDATES[name].options.get("TRAIN.COMPILE"))
 
 
 def _summarize(rounds: list[dict], error: str | None) -> dict:

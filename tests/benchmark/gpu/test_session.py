@@ -1,5 +1,7 @@
 import pytest
 import torch
+import yaml
+from detectron2.config import CfgNode
 
 from gn_det.benchmark import operations
 from gn_det.benchmark.gpu import session as session_module
@@ -18,9 +20,6 @@ test_images.__test__ = False  # not a test
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory):
     """(config, weights of GN, data) of a small dataset of images of different sizes."""
-    import yaml
-    from detectron2.config import CfgNode
-
     folder = tmp_path_factory.mktemp("benchmark")
     cfg = load_config("quickstart_R18_FPN_gn_scratch")
     cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(SMALL)))
@@ -77,12 +76,15 @@ def test_all_candidates_train_on_the_same_images(benchmark):
     assert names[0] == names[1] and len(set(names[0])) > 1
 
 
-def test_half_of_the_foreground_rois_that_the_config_allows_are_found_with_random_weights(benchmark):
-    session = open_session(benchmark, "stock fp32")
+def test_random_weights_give_as_many_foreground_rois_as_the_config_allows(benchmark):
+    cfg, *rest = benchmark
+    cfg = cfg.clone()
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 500
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 128
+    session = open_session((cfg, *rest), "stock fp32")
     session.start(batch=2, iterations=1)
-    row = session.train(batch=2, iterations=1, warmup=0)
-    cfg = benchmark[0].MODEL.ROI_HEADS
-    assert row["foreground"] >= 0.5 * 2 * cfg.BATCH_SIZE_PER_IMAGE * cfg.POSITIVE_FRACTION
+    allowed = 2 * 128 * cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION
+    assert session.train(batch=2, iterations=1, warmup=0)["foreground"] >= 0.8 * allowed
 
 
 def test_an_error_in_a_command_is_an_answer(benchmark):

@@ -21,7 +21,7 @@ class FakeProcess:
     log: list[tuple] = []
 
     def __init__(self, name: str, reserved: int = 0):
-        self.name, self.warnings = name, []
+        self.name, self.warnings, self.timeouts = name, [], {}
         profile = {"gpu_seconds": 0.01, "kernels": 30.0, "launches": 20.0, "synchronizations": 4.0}
         self.answers = {
             "start": {"built": 1.0, "first_iteration": 2.0, "seconds": 4.0, "iterations": 20, "reserved": reserved},
@@ -32,6 +32,7 @@ class FakeProcess:
 
     def call(self, timeout: float, do: str, **arguments):
         self.log.append((self.name, do, arguments.get("batch")))
+        self.timeouts[do] = timeout
         answer = self.answers.get(do)
         return (None, answer) if isinstance(answer, str) else (answer, None)
 
@@ -50,6 +51,7 @@ def run(monkeypatch):
         made = stage._Run(cfg, (64, 96), NAMES, plan, {"source": "s", "images": 1, "objects": 1}, saved.append)
         made._processes = {name: FakeProcess(name, int(reserved * GIB)) for name in NAMES}
         made._memory = 80 * GIB
+        made.record["device"] = "cuda"
         return made
 
     return make
@@ -66,6 +68,8 @@ def test_candidates_run_in_turn_where_memory_allows_and_else_one_after_the_other
     assert commands("train", 16) == [name for name in NAMES for _ in range(2)]
     row = made.record["candidates"]["gn_det fp32"]["training"]
     assert row["2"]["interleaved"] and not row["16"]["interleaved"]
+    timeouts = made._processes["gn_det fp32"].timeouts
+    assert (timeouts["start"], timeouts["train"]) == (45.0, 100.0)
     assert row["2"]["rounds"] == [0.02, 0.02] and row["2"]["gpu"]["kernels"] == 30.0
     json.dumps(made.record)
 
@@ -103,19 +107,33 @@ def test_what_does_not_fit_into_the_time_is_not_measured(run):
     )
 
 
+def test_a_command_that_the_limit_of_the_stage_ends_is_no_missed_target(run, monkeypatch):
+    made = run()
+    monkeypatch.setattr(made, "_seconds_left", lambda: 27.0)
+    made._processes["gn_det fp32"].answers["start"] = "did not answer within 27 s, in convolve (conv.py:3)"
+    made.measure()
+    reason = "not measured, because the 8 minutes were over, in convolve (conv.py:3)"
+    assert made.record["candidates"]["gn_det fp32"]["start"] == {"error": reason}
+    assert targets(made.record)[0].verdict == "not measured"
+
+
 def test_tables_show_what_was_measured(run):
     made = run()
     made._processes["gn_det bf16 channels_last"].answers["train"]["seconds"] = 0.01
     made._processes["gn_det fp32"].warnings = ["GN uses PyTorch's slower kernels"]
     made.measure()
-    rows = {tuple(cell.strip() for cell in line.split("|")[1:3]): line for line in format_gpu(made.record).splitlines()}
-    assert "| 200 (200 to 200) | 10.0 |" in rows["gn_det bf16 channels_last", "200 (200 to 200)"]
-    assert "| 1.00x (1.00 to 1.00) | -          | 100%       | 30 " in rows["stock fp32", "100 (100 to 100)"]
-    assert "| reached" in rows["defaults (gn_det fp32)", "never slower than stock fp32"]
-    assert "- gn_det fp32: GN uses PyTorch's slower kernels" in format_gpu(made.record)
-    assert "Where the host waits for the GPU (stock fp32, training, batch 2): layers/nms.py:20 (3)." in format_gpu(
-        made.record
-    )
+    text = format_gpu(made.record)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    rate, speedup = "100 (100 to 100)", "1.00x (1.00 to 1.00)"
+    assert ["stock fp32", rate, "10.0", speedup, "-", "100%", "30", "20", "4", "1.00", "90", "-"] in rows
+    assert ["stock fp32", rate, "20.0", "-", "1.0", "50%", "30", "20", "4", "3.00", "250"] in rows
+    assert ["stock fp32", "1.0", "2.0", "4.0", "20"] in rows
+    bound = "never slower than stock fp32 (>= 0.98x)"
+    assert ["defaults (gn_det fp32)", bound, f"{speedup}, inference, batch 1", "reached"] in rows
+    assert "- gn_det fp32: GN uses PyTorch's slower kernels" in text
+    assert "Where the host waits for the GPU (stock fp32, training, batch 2): layers/nms.py:20 (3)." in text
+    made.record["device"] = "cpu"
+    assert "reached" not in format_gpu(made.record)
 
 
 def test_every_candidate_has_keys_of_the_config():
