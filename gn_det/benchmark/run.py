@@ -24,6 +24,7 @@ from .figure import draw
 from .gpu import candidates as gpu_candidates
 from .gpu import plan
 from .gpu.stage import compare_on_gpu
+from .host import host
 from .operations import operations
 from .stages import Setup
 from .table import tables
@@ -44,6 +45,7 @@ STAGES: dict[str, tuple[Callable[[Setup], dict], int]] = {
     "parts": (stages.parts, 1),
     "training": (training, 2),
     "ops": (operations, 2),
+    "host": (host, 1),
     "coco": (coco, 1),
 }
 GPU = "gpu"  # a stage that runs alone, with candidates of its own

@@ -165,6 +165,16 @@ def _format_operations(stage: dict) -> str:
     return _table(rows, headers)
 
 
+def _format_host(stage: dict) -> str:
+    rows = []
+    for row in stage["rows"]:
+        microseconds = [f"{row[side]['seconds'] * 1e6:.1f}" for side in ("stock", "gn_det")]
+        launches = [str(number) for number in row["launches"]]
+        rows.append([row["name"], row["direction"], *microseconds, _format_ratio(row["ratio"]), *launches])
+    headers = ["", "", "stock, us", "gn_det, us", "stock / gn_det", "launches of stock", "launches of gn_det"]
+    return f"{_table(rows, headers)}\n\nTime on the host per call of GN + ReLU, without the launches of kernels."
+
+
 def _format_coco(stage: dict) -> str:
     rows = []
     for kind, row in stage.items():
@@ -178,6 +188,7 @@ _FORMATS: dict[str, Callable[[dict], str]] = {
     "parts": _format_parts,
     "training": _format_models,
     "ops": _format_operations,
+    "host": _format_host,
     "coco": _format_coco,
 }
 

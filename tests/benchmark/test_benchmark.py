@@ -313,7 +313,7 @@ def test_tool_writes_a_record_tables_and_a_picture(run_cli, tmp_path, monkeypatc
     [
         (["--size", "800"], "--size is '800'; it must be HEIGHTxWIDTH"),
         (["--size", "16x16"], "--size is 16 x 16 pixels"),
-        (["--stage", "inference,speed"], "'speed' is not one of inference, parts, training, ops, coco"),
+        (["--stage", "inference,speed"], "'speed' is not one of inference, parts, training, ops, host, coco"),
         (["--stage", ","], "--stage is ','; it must name at least one of inference"),
         (["--sides", "stock;ours"], "'ours' is not one of stock; gn_det fp32"),
         (["--batch", "0"], "--batch-size is 0"),

@@ -18,6 +18,11 @@ from ..synthetic import rescale_outputs
 _NCHW = {"INFERENCE.CHANNELS_LAST": False}
 _LAST = {"INFERENCE.CHANNELS_LAST": True, "TRAIN.CHANNELS_LAST": True}
 _BF16 = {"SOLVER.AMP.ENABLED": True, "TRAIN.AMP_DTYPE": "bfloat16", "INFERENCE.DTYPE": "bfloat16"}
+# On a GPU, the switch alone would do; the other keys are for a CPU.
+_MIXED = _BF16 | _LAST | {"GPU.MIXED_PRECISION": True}
+_FEWER = {"TRAIN.FEWER_SYNCS": True, "INFERENCE.PASTE_ON_HOST": True, "INFERENCE.PREFETCH": True}
+_GRAPHS = {"TRAIN.CUDA_GRAPHS": True, "INFERENCE.CUDA_GRAPHS": True}
+_OWN_KEYS = ("MODEL.GN.", "GPU.", *_FEWER, *_GRAPHS)  # keys of gn_det that stock does not have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +49,17 @@ CANDIDATES: dict[str, Candidate] = {
     "stock bf16": Candidate(True, options=_BF16 | _NCHW),
     "stock bf16 channels_last": Candidate(True, options=_BF16 | _LAST),
     "gn_det bf16": Candidate(False, options=_BF16 | _NCHW),
-    "gn_det bf16 channels_last": Candidate(False, options=_BF16 | _LAST),
-    "gn_det bf16 channels_last, Triton": Candidate(False, options=_BF16 | _LAST, environment={"GN_DET_OPS": "triton"}),
+    "gn_det bf16 channels_last": Candidate(False, options=_MIXED),
+    "gn_det bf16 channels_last, PyTorch's kernels": Candidate(False, options=_BF16 | _LAST),
+    "gn_det bf16 channels_last, fewer waits": Candidate(False, options=_MIXED | _FEWER),
     "gn_det bf16 channels_last, padding as in stock": Candidate(
-        False, options=_BF16 | _LAST | {"MODEL.GN.IGNORE_PADDING": False}
+        False, options=_MIXED | {"MODEL.GN.IGNORE_PADDING": False}
+    ),
+    "gn_det bf16 channels_last, all switches": Candidate(
+        False, options=_MIXED | _FEWER | _GRAPHS | {"MODEL.GN.IGNORE_PADDING": False}
     ),
     "BN* stock bf16 channels_last": Candidate(True, "FrozenBN", _BF16 | _LAST),
-    "BN* gn_det bf16 channels_last": Candidate(False, "FrozenBN", _BF16 | _LAST),
+    "BN* gn_det bf16 channels_last": Candidate(False, "FrozenBN", _MIXED),
     "stock bf16 compiled": Candidate(True, options=_BF16 | _NCHW | {"TRAIN.COMPILE": True}),
 }
 FP32, BF16 = "stock fp32", "stock bf16"  # the references of the speedups
@@ -67,7 +76,7 @@ def counterpart(name: str, **changes: object) -> str | None:
     """
 
     def essence(candidate: Candidate) -> tuple:
-        options = {k: v for k, v in candidate.options.items() if not (candidate.stock and k.startswith("MODEL.GN."))}
+        options = {k: v for k, v in candidate.options.items() if not (candidate.stock and k.startswith(_OWN_KEYS))}
         return candidate.stock, candidate.norm, sorted(options.items())
 
     wanted = essence(dataclasses.replace(CANDIDATES[name], **changes))  # type: ignore[arg-type]

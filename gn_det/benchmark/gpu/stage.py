@@ -20,7 +20,7 @@ from .plan import Plan
 from .process import Process
 from .report import format_rate
 
-OPERATIONS = ("gn_det bf16 channels_last", "gn_det bf16 channels_last, Triton")  # candidates that time GN + ReLU
+OPERATIONS = ("gn_det bf16 channels_last",)  # candidates that time GN + ReLU
 _READY_SECONDS = 120.0
 _CONTEXT_BYTES = 2**30  # what a process takes from the GPU besides its tensors, at most
 _USABLE = 0.9  # share of the GPU's memory that the processes may fill
