@@ -224,7 +224,7 @@ def check_training_options(cfg: CfgNode) -> None:
     Checks the section ``TRAIN``, and ``SOLVER.AMP``.
     """
     train = cfg.TRAIN
-    for name in ("EARLY_STOP.PATIENCE", "PICTURES", "SKIP_NONFINITE", "STALL_MINUTES"):
+    for name in ("KEEP_CHECKPOINTS", "EARLY_STOP.PATIENCE", "PICTURES", "SKIP_NONFINITE", "STALL_MINUTES"):
         value = get_key(cfg, f"TRAIN.{name}")
         if value is None or value < 0:
             raise GNDetError(f"TRAIN.{name} is {value}; it must be 0 (off) or more.")

@@ -111,6 +111,13 @@ KEYS = (
         "never",
     ),
     Key(
+        "TRAIN.KEEP_CHECKPOINTS",
+        0,
+        "Keep only this number of the checkpoints that are saved every `SOLVER.CHECKPOINT_PERIOD` iterations, the newest "
+        "ones. `model_final.pth` and `model_best.pth` are not counted and always kept. 0: keep all.",
+        "never",
+    ),
+    Key(
         "TRAIN.EARLY_STOP.PATIENCE",
         0,
         "Stop training after this number of consecutive evaluations without an improvement of `TRAIN.METRIC`. Needs "

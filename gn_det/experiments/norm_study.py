@@ -20,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from tqdm import tqdm
 
+from ..checkpoint.newest import has_checkpoints
 from ..config.checks import check_config, datasets_of_run
 from ..config.files import load_config
 from ..data.identity import dataset_identities, read_identities, same_data
@@ -28,7 +29,6 @@ from ..evaluation.comparison import check_test_data, train_data_of
 from ..evaluation.records import config_digest, make_record, read_record
 from ..files import save_json
 from ..launch.arguments import config_from_args
-from ..launch.output_dir import has_checkpoint
 from ..launch.owner import owned
 from ..launch.prepare import prepare
 from ..launch.processes import launch
@@ -133,7 +133,7 @@ class Study:
     def _arguments(self, variant: Variant) -> argparse.Namespace:
         folder = self.folder / variant.name
         opts = [*self.opts[variant], "OUTPUT_DIR", str(folder)]
-        resume = has_checkpoint(folder)
+        resume = has_checkpoints(folder)
         return argparse.Namespace(**{**vars(self.args), "opts": opts, "resume": resume, "eval_only": False})
 
     def _check(self, variant: Variant, prepared: CfgNode) -> None:

@@ -24,7 +24,6 @@ from ..training.trainer import evaluate_only, train
 from .output_dir import (
     EVALUATIONS,
     evaluation_folder,
-    has_checkpoint,
     is_training,
     leftovers_in,
     remove_staged_files,
@@ -54,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _train(cfg: CfgNode, args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNode:
     stack.enter_context(owned(cfg.OUTPUT_DIR))
-    resumes = args.resume and has_checkpoint(cfg.OUTPUT_DIR)
+    resumes = args.resume and has_checkpoints(cfg.OUTPUT_DIR)
     leftovers = [] if resumes or not comm.is_main_process() else leftovers_in(cfg.OUTPUT_DIR)
     _set_up(cfg, args, cfg.OUTPUT_DIR)
 

@@ -14,16 +14,15 @@ from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.logger import log_first_n
-from fvcore.common.checkpoint import Checkpointer
 from PIL import Image
 
 from ..acceleration.on_device.scalars import PERIOD, read_scalars
+from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.saving import BEST_FILE
 from ..errors import GNDetError
-from ..files import replacing
 
 logger = logging.getLogger(__name__)
 
-BEST_FILE = "model_best.pth"
 _TRAINING_STATE = ("trainer", "raw_model")  # entries of a checkpoint that only a resumed training needs
 _IMAGE_SIZE = 640  # longer side in pixels; kept small because all images stay in the event file
 
@@ -104,8 +103,7 @@ class BestCheckpoint(HookBase):
         for name, stateful in self._checkpointer.checkpointables.items():
             if name not in _TRAINING_STATE:
                 data[name] = stateful.state_dict()
-        with replacing(self._path) as temporary:
-            torch.save(data, temporary)
+        self._checkpointer.write(BEST_FILE, data)
         logger.info(f"{self._metric} {value:.2f} is the best so far; saved {self._path}")
 
 
