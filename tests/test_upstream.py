@@ -21,6 +21,7 @@ PRIVATE = {
         "_load_file _load_model _log_incompatible_keys _parsed_url_during_load",
         "checkpoint/checkpointer.py",
     ),
+    "detectron2.data.build": ("_train_loader_from_config", "training/loader.py"),
     "detectron2.data.detection_utils": ("_apply_exif_orientation", "images.py"),
     "detectron2.engine.DefaultTrainer": ("_trainer _last_eval_results", "training/trainer.py"),
     "detectron2.engine.SimpleTrainer": ("_data_loader_iter _write_metrics", "training/step.py"),

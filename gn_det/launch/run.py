@@ -15,11 +15,12 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..acceleration.cpu_memory import keep_freed_memory
+from ..checkpoint.newest import has_checkpoints, seed_of_run
+from ..checkpoint.saving import BEST_FILE
 from ..config.checks import datasets_of_run
 from ..errors import GNDetError
 from ..evaluation.records import Weights
 from ..quiet import silence_detectron2
-from ..training.hooks import BEST_FILE
 from ..training.trainer import evaluate_only, train
 from .output_dir import (
     EVALUATIONS,
@@ -110,8 +111,8 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace, log_folder: str) -> None:
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     silence_detectron2()
-    if cfg.SEED < 0:
-        cfg.SEED = comm.shared_random_seed() % 2**31  # chosen here, so that result records contain it
+    if cfg.SEED < 0:  # chosen here, so that result records contain it
+        cfg.SEED = _seed_to_resume(cfg, args) or comm.shared_random_seed() % 2**31
     cfg.freeze()
     rank = comm.get_rank()
     loggers = [setup_logger(log_folder, distributed_rank=rank, name="fvcore")]
@@ -132,6 +133,13 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace, log_folder: str) -> None:
         if not args.eval_only:  # the training overview shows the numbers of instances
             handler.addFilter(lambda record: not record.getMessage().startswith("Distribution of instances"))
     _log_start(cfg)
+
+
+def _seed_to_resume(cfg: CfgNode, args: argparse.Namespace) -> int:
+    """Return the seed of the run that is resumed; 0 if there is none, or it is not known."""
+    resumes = args.resume and not args.eval_only and has_checkpoints(cfg.OUTPUT_DIR)
+    seed = seed_of_run(cfg.OUTPUT_DIR) if comm.is_main_process() and resumes else 0
+    return int(comm.all_gather(seed)[0])
 
 
 def _log_start(cfg: CfgNode) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model as detectron2_build_model
@@ -20,6 +20,7 @@ from torch import nn
 from ..acceleration.inference import apply_model_options
 from ..acceleration.training import apply_training_options
 from ..checkpoint.checkpointer import build_checkpointer
+from ..checkpoint.saving import FINAL_FILE
 from ..checkpoint.uri import find_weights
 from ..config.checks import check_training_options
 from ..data.mapper import Mapper
@@ -33,10 +34,13 @@ from .ema import EMA
 from .guards.disk import tolerant
 from .guards.hooks import Evaluation, StopOnSignal, save_now
 from .guards.run import guarded, guarded_evaluation
-from .guards.signals import Interrupted, Stopped, ignore_signals_in_workers
+from .guards.signals import Interrupted, Stopped, ignore_signals_in_workers, start_worker
 from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, ReadMetrics, show_predictions
+from .loader import TrainLoader
 from .overview import count_objects, describe_norms, format_overview
 from .progress import ProgressBar, on_terminal
+from .resume import DataOrder, with_max_iter
+from .seeds import SeedIterations, run_seed
 from .solver import build_optimizer
 from .step import build_train_step
 from .wandb_writer import WandbWriter
@@ -68,7 +72,9 @@ class Trainer(DefaultTrainer):
         # weights, and the weights that are trained are saved as "raw_model".
         evaluated: nn.Module = self._ema.averaged if self._ema else model
         state: dict[str, Any] = {"raw_model": model} if self._ema else {}
-        state |= {"trainer": weakref.proxy(self)}
+        seed = loader.seed if isinstance(loader, TrainLoader) else run_seed(cfg)
+        self._order, self._seeds = DataOrder(loader, seed), SeedIterations(seed)
+        state |= {"data_order": self._order, "trainer": weakref.proxy(self)}
         self.checkpointer = build_checkpointer(cfg, evaluated, cfg.DATASETS.TRAIN, stateful=state)
         devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
@@ -91,7 +97,7 @@ class Trainer(DefaultTrainer):
         self._stop = None
         if stop.PATIENCE:
             self._stop = EarlyStop(key, cfg.TEST.EVAL_PERIOD, stop.PATIENCE, stop.MIN_DELTA, self.checkpointer)
-        ret: list[HookBase | None] = [ReadMetrics()] if cfg.TRAIN.FEWER_SYNCS else []
+        ret: list[HookBase | None] = [self._seeds, ReadMetrics() if cfg.TRAIN.FEWER_SYNCS else None]
         if main:
             ret.append(hooks.CallbackHook(before_train=lambda trainer: trainer._log_overview()))
         for hook in super().build_hooks():
@@ -148,14 +154,18 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load the last checkpoint in ``OUTPUT_DIR`` if ``resume`` is set, otherwise ``MODEL.WEIGHTS``.
+        """Load the newest good checkpoint in ``OUTPUT_DIR`` if ``resume`` is set, otherwise ``MODEL.WEIGHTS``.
 
-        Same as detectron2's method; in addition, restores the state of EMA, best weights and early stop.
+        Same as detectron2's method; in addition, restores the state of EMA, best weights, early stop, and
+        the order of the images, and logs what differs from the checkpoint.
+
+        Raises:
+            GNDetError: as for :meth:`gn_det.checkpoint.checkpointer.Checkpointer.resume_or_load`.
         """
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        resumes = resume and self.checkpointer.has_checkpoint()
+        resumes = bool(self.checkpointer.resumed_from)
         if resumes:
-            self.start_iter = self.iter + 1
+            self._resume()
         else:
             _warn_about_classes(rest.get("classes"), self.checkpointer.checkpointables["classes"].names)
         if self._ema:
@@ -172,6 +182,15 @@ class Trainer(DefaultTrainer):
             cfg = self.cfg
             self._stop.restore(past_values(cfg.OUTPUT_DIR, cfg.DATASETS.TEST[0], cfg.TRAIN.METRIC, self.start_iter))
 
+    def _resume(self) -> None:
+        """Go on from the state of the training that was loaded."""
+        self.start_iter = self.iter + 1
+        self._order.resume(self.checkpointer, self.cfg, self.start_iter)
+        self._seeds.seed = self._order.seed
+        if self.start_iter >= self.max_iter:
+            # Result records and model_best.pth take the number of iterations from here.
+            self.max_iter, self.cfg = self.start_iter, with_max_iter(self.cfg, self.start_iter)
+
     def train(self) -> dict | None:
         """Train until ``SOLVER.MAX_ITER`` or an early stop. Same as detectron2's method otherwise.
 
@@ -186,6 +205,8 @@ class Trainer(DefaultTrainer):
         if self._stop and (reason := self._stop.reason_to_stop()):
             logger.warning(f"This run has stopped early: {reason}. Raise TRAIN.EARLY_STOP.PATIENCE to continue it.")
             return None
+        if self.checkpointer.resumed_from not in ("", FINAL_FILE) and self.start_iter == self.max_iter:
+            self.checkpointer.save("model_final", iteration=self.iter)  # the run was killed before that
         try:
             results = super().train()
         except EarlyStopped:
@@ -207,7 +228,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        """Build detectron2's training loader, with an attribute ``counts`` for the overview.
+        """Build the training loader, with an attribute ``counts`` for the overview.
 
         ``counts`` are the :class:`gn_det.training.overview.Counts` of the training set, including the
         images without objects, which the loader leaves out. It is None in processes other than the
@@ -216,18 +237,22 @@ class Trainer(DefaultTrainer):
         Raises:
             GNDetError: if no training image has an object, or an image is outside its image folder.
         """
-        mapper = Mapper(cfg, is_train=True)
-        rows = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
-        if isinstance(rows, list):
-            check_file_names(cfg.DATASETS.TRAIN, rows)
-        if cfg.MODEL.KEYPOINT_ON or not isinstance(rows, list):
-            return build_detection_train_loader(cfg, mapper=mapper)  # also leaves out images with too few keypoints
+        names, leaves_out = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        if cfg.MODEL.KEYPOINT_ON:
+            keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            rows = get_detection_dataset_dicts(names, leaves_out, keypoints)
+            check_file_names(names, rows)
+            return TrainLoader(cfg, rows, worker_init_fn=start_worker)
+        rows = get_detection_dataset_dicts(names, filter_empty=False)
+        if not isinstance(rows, list):
+            return build_detection_train_loader(cfg, mapper=Mapper(cfg, is_train=True))
+        check_file_names(names, rows)
         counts = count_objects(rows) if comm.is_main_process() else None
-        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in rows[0]:
+        if leaves_out and "annotations" in rows[0]:
             rows = filter_images_with_only_crowd_annotations(rows)
         if not rows:
-            raise GNDetError(f"No image of {', '.join(cfg.DATASETS.TRAIN)} has an object to train on.")
-        loader = build_detection_train_loader(cfg, dataset=rows, mapper=mapper)
+            raise GNDetError(f"No image of {', '.join(names)} has an object to train on.")
+        loader = TrainLoader(cfg, rows, worker_init_fn=start_worker)
         loader.counts = counts
         return loader
 

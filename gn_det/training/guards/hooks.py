@@ -7,6 +7,8 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 
+from ...checkpoint.newest import read_last
+
 from .signals import Interrupted
 
 
@@ -60,8 +62,7 @@ def save_now(trainer: TrainerBase, checkpointer: Checkpointer) -> str:
     last = trainer.iter == trainer.max_iter - 1
     name = "model_final" if last else f"model_{trainer.iter:07d}"
     path = Path(checkpointer.save_dir, f"{name}.pth")
-    newest = checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else ""
-    if comm.all_gather(Path(newest).name != path.name)[0]:
+    if comm.all_gather(read_last(checkpointer.save_dir)[0] != path.name)[0]:
         checkpointer.save(name, iteration=trainer.iter)
         comm.synchronize()
     return str(path)

@@ -135,10 +135,16 @@ def ignore_signals_in_workers(loader: Iterable) -> None:
         if not hasattr(loader, "dataset"):
             return
         loader = loader.dataset
-    loader.worker_init_fn = functools.partial(_start_worker, loader.worker_init_fn)
+    loader.worker_init_fn = functools.partial(start_worker, init=loader.worker_init_fn)
 
 
-def _start_worker(init: Callable[[int], None] | None, number: int) -> None:
+def start_worker(number: int, init: Callable[[int], None] | None = None) -> None:
+    """Let this worker process of a data loader ignore signals of others than its parent process.
+
+    Args:
+        number: that PyTorch gives the worker.
+        init: called with it at the end.
+    """
     for ignored in set(SIGNALS) - {signal.SIGTERM}:
         signal.signal(ignored, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
