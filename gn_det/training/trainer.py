@@ -67,6 +67,9 @@ class Trainer(DefaultTrainer):
         loader = self.build_train_loader(cfg)
         ignore_signals_in_workers(loader)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
+        parallel = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
+        # After DDP has copied the initial weights of the main process, so that all processes average the same ones.
         self._ema = EMA(model, cfg.TRAIN.EMA.DECAY) if cfg.TRAIN.EMA.ENABLED else None
         # "model" in a checkpoint holds the weights that are evaluated. With EMA these are the averaged
         # weights, and the weights that are trained are saved as "raw_model".
@@ -76,9 +79,7 @@ class Trainer(DefaultTrainer):
         self._order, self._seeds = DataOrder(loader, seed), SeedIterations(seed)
         state |= {"data_order": self._order, "trainer": weakref.proxy(self)}
         self.checkpointer = build_checkpointer(cfg, evaluated, cfg.DATASETS.TRAIN, stateful=state)
-        devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
-        self._trainer = build_train_step(cfg, model, loader, optimizer, self._last_checkpoint)
+        self._trainer = build_train_step(cfg, parallel, loader, optimizer, self._last_checkpoint)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 

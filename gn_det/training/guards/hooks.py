@@ -8,7 +8,6 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 
 from ...checkpoint.newest import read_last
-
 from .signals import Interrupted
 
 
