@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model as detectron2_build_model
