@@ -21,6 +21,7 @@ from ..config.checks import datasets_of_run
 from ..errors import GNDetError
 from ..evaluation.records import Weights
 from ..quiet import silence_detectron2
+from ..training.guards.disk import tolerate_log_errors
 from ..training.trainer import evaluate_only, train
 from .output_dir import (
     EVALUATIONS,
@@ -118,6 +119,7 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace, log_folder: str) -> None:
     loggers = [setup_logger(log_folder, distributed_rank=rank, name="fvcore")]
     loggers += [setup_logger(log_folder, distributed_rank=rank)]
     loggers += [setup_logger(log_folder, distributed_rank=rank, name="gn_det", abbrev_name="gn_det")]
+    tolerate_log_errors()
     terminals = [h for log in loggers for h in log.handlers if getattr(h, "stream", None) is sys.stdout]
     for handler in terminals:
         handler.setLevel(logging.WARNING)

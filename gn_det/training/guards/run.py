@@ -10,7 +10,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import TrainerBase
 
 from ...errors import GNDetError
-from .disk import tolerate_log_errors
 from .ranks import agree, is_lost_connection
 from .signals import Interrupted, listening, requested
 from .stalls import Stage, enter, watching
@@ -30,7 +29,6 @@ def guarded(cfg: CfgNode) -> Iterator[None]:
     """
     log = logging.getLogger(TrainerBase.__module__)  # where detectron2 logs exceptions of a training
     log.addFilter(_is_bug)
-    tolerate_log_errors()
     try:
         with listening(), watching(cfg.TRAIN.STALL_MINUTES):
             yield
