@@ -201,6 +201,8 @@ def _report_errors(main: Main, args: argparse.Namespace) -> None:
         if not is_lost_connection(error):
             raise
         sentence = f"Rank {comm.get_rank()} ends because the connection to {failed_rank()} is lost."
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        launched = multiprocessing.parent_process() is not None
+        if not launched or args.num_machines > 1:  # otherwise the launcher knows the cause, and prints it
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
         time.sleep(_LOST_PAUSE)
         sys.exit(_LOST_CODE)

@@ -51,13 +51,12 @@ def at_iteration(number: int, action: Callable[..., dict], *arguments: object) -
 
 def at_evaluation(action: Callable[..., object], *arguments: object) -> None:
     """Call ``action(output, model, *arguments)`` after each forward pass of an evaluation; it returns the new output."""
-    original = GeneralizedRCNN.forward
+    original = GeneralizedRCNN.inference
 
-    def forward(self, batched_inputs):
-        output = original(self, batched_inputs)
-        return output if self.training else action(output, self, *arguments)
+    def inference(self, *args, **kwargs):
+        return action(original(self, *args, **kwargs), self, *arguments)
 
-    GeneralizedRCNN.forward = forward
+    GeneralizedRCNN.inference = inference
 
 
 def send(result: object, model: object, number: int, times: int = 1, group: bool = False) -> object:
