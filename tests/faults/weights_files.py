@@ -100,6 +100,8 @@ def hostile(lab: Lab, kind: str, command: str) -> str:
         (out / "model_final.pth").write_bytes(file.read_bytes())
         done = lab.train(out, resume=True)
     check(not marker.exists(), "the code was run")
+    if done.returncode == 0 and "model_final.pth is not used, because" in done.stdout + done.stderr:
+        return "survived, said: the older checkpoint is used"
     return named(done, file, "model_final.pth")
 
 
@@ -211,7 +213,7 @@ def other_model(lab: Lab, change) -> str:
 @case(26, "INPUT.FORMAT", "INPUT.FORMAT", "RGB")
 @case(26, "sizes of anchors", "MODEL.ANCHOR_GENERATOR.SIZES", "[[24], [48], [96], [192], [384]]")
 @case(26, "weights of box regression", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(5.0, 5.0, 2.5, 2.5)")
-@case(26, "type of pooling", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign")
+@case(26, "type of pooling", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2")
 @case(26, "norm", "MODEL.FPN.NORM", "BN")
 def other_recipe(lab: Lab, key: str, value: str) -> str:
     weights = lab.shared.reference(lab.stock) / "model_final.pth"
