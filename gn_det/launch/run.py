@@ -21,7 +21,8 @@ from ..config.checks import datasets_of_run
 from ..errors import GNDetError
 from ..evaluation.records import Weights
 from ..quiet import silence_detectron2
-from ..training.trainer import evaluate_only, train
+from ..training.evaluate import evaluate_only
+from ..training.trainer import train
 from .output_dir import (
     EVALUATIONS,
     evaluation_folder,
