@@ -17,7 +17,7 @@ from torch import nn
 from ..acceleration.inference import apply_model_options
 from ..acceleration.training import apply_training_options
 from ..checkpoint.checkpointer import build_checkpointer
-from ..checkpoint.saving import FINAL_FILE
+from ..checkpoint.saving import FINAL, FINAL_FILE
 from ..config.checks import check_training_options
 from ..evaluation.evaluator import COCOEvaluator, build_evaluator
 from ..evaluation.records import Weights, past_values
@@ -202,7 +202,7 @@ class Trainer(DefaultTrainer):
             logger.warning(f"This run has stopped early: {reason}. Raise TRAIN.EARLY_STOP.PATIENCE to continue it.")
             return None
         if self.checkpointer.resumed_from not in ("", FINAL_FILE) and self.start_iter == self.max_iter:
-            self.checkpointer.save("model_final", iteration=self.iter)  # the run was killed before that
+            self.checkpointer.save(FINAL, iteration=self.iter)  # the run was killed before that
         try:
             results = super().train()
         except EarlyStopped:

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from ...errors import EXIT_CODE
 from .ranks import shared_store
 from .signals import end_now
 
-_EXIT_CODE = 2
 _LONGEST_PERIOD = 5.0  # seconds between two looks
 _LOOKS = 20  # at least this number of looks within the limit
 
@@ -202,7 +202,7 @@ def _end_run(causes: list[int], states: dict[int, State], limit: float) -> None:
     others = [other for other in states if other not in causes]
     if rank in causes or rank == min(others, default=rank):
         print(f"error: {stall_sentence(causes, states, limit)}", file=sys.stderr, flush=True)
-    end_now(_EXIT_CODE)
+    end_now(EXIT_CODE)
 
 
 def stall_sentence(causes: list[int], states: dict[int, State], limit: float) -> str:
