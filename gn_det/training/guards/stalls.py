@@ -93,6 +93,7 @@ def watching(minutes: float) -> Iterator[None]:
     finally:
         end.set()
         enter(Stage.FREE)
+        watchdog.wait_for_end()
 
 
 class _Watchdog(threading.Thread):
@@ -102,8 +103,9 @@ class _Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self._limit, self._end, self._period = limit, end, min(_LONGEST_PERIOD, limit / _LOOKS)
         self._look: Callable[[], dict[int, State]] = lambda: {0: _own_state(0)}
+        self._peers: _Peers | None = None
         if store := shared_store():
-            peers = _Peers(store, self._period, end)
+            self._peers = peers = _Peers(store, self._period, end)
             self._look = lambda: peers.states
             peers.start()
         self._stall = Stall(limit)
@@ -114,6 +116,15 @@ class _Watchdog(threading.Thread):
             states = self._look()
             if causes := self._stall.look(states, self._period):
                 _end_run(causes, states, self._limit)
+
+    def wait_for_end(self) -> None:
+        """Wait until the threads have ended, for some seconds at most.
+
+        A thread that uses the store when Python exits would abort the process.
+        """
+        for thread in (self, self._peers):
+            if thread:
+                thread.join(_LONGEST_PERIOD)
 
 
 class _Peers(threading.Thread):
