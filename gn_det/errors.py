@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Sequence
 
+#: Exit code of a command that ends with a :class:`GNDetError`.
+EXIT_CODE = 2
+
 
 class GNDetError(ValueError):
     """A user error. Its message is one sentence that says what is wrong, where, and what to do.

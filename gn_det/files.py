@@ -1,6 +1,7 @@
-"""Write files atomically: a reader sees the old file or the complete new one. Read JSON of any origin."""
+"""Write files atomically: a reader sees the old file or the complete new one. Read JSON and digests of files."""
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -123,6 +124,16 @@ def read_json(path: str | Path, name: str) -> Any:
     except RecursionError:
         raise GNDetError(f"{name} cannot be read as JSON: it is nested too deeply.") from None
     return data
+
+
+def digest(path: str | Path, algorithm: str = "sha256") -> str:
+    """Return the hex digest of the bytes of a file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _is_deeper(data: object, depth: int) -> bool:

@@ -3,9 +3,11 @@
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ROIAlign
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
+
+from .rois import levels_of_rois, list_rois
 
 
 class RowROIPooler(ROIPooler):
@@ -26,10 +28,8 @@ class RowROIPooler(ROIPooler):
         """
         if not self._can_use_rows(x, box_lists):
             return super().forward(x, box_lists)
-        rois = convert_boxes_to_pooler_format(box_lists)
-        levels = assign_boxes_to_levels(
-            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-        )
+        rois = list_rois(box_lists)
+        levels = levels_of_rois(self, box_lists)
         pooled = x[0].new_empty(len(rois), *self.output_size, x[0].shape[1])
         for level, (pooler, features) in enumerate(zip(self.level_poolers, x, strict=True)):
             on_level = (levels == level).nonzero()[:, 0]

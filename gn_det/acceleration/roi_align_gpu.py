@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 from detectron2.layers import ROIAlign
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ..errors import KernelError
+from .rois import levels_of_rois, list_rois
 
 
 class LevelROIPooler(ROIPooler):
@@ -34,15 +35,11 @@ class LevelROIPooler(ROIPooler):
     def _pool_levels(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
         from ..ops.roi_align import roi_align_levels  # Triton is not available on every platform
 
-        # detectron2's conversion waits for the GPU, to know the number of RoIs.
-        images = [boxes.tensor.new_full((len(boxes), 1), image) for image, boxes in enumerate(box_lists)]
-        rois = torch.cat([torch.cat(images), torch.cat([boxes.tensor for boxes in box_lists])], dim=1)
+        rois = list_rois(box_lists)
         if len(x) == 1:
             levels = torch.zeros(len(rois), dtype=torch.int64, device=rois.device)
         else:
-            levels = assign_boxes_to_levels(
-                box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-            )
+            levels = levels_of_rois(self, box_lists)
         first = self.level_poolers[0]
         scales = [pooler.spatial_scale for pooler in self.level_poolers]
         return roi_align_levels(x, rois, levels, self.output_size, scales, first.sampling_ratio, first.aligned)

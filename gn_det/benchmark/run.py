@@ -15,7 +15,7 @@ from ..config.files import load_config
 from ..cost.model import image_size
 from ..errors import GNDetError
 from ..evaluation.records import changed_keys, environment
-from ..files import save_json
+from ..files import save_json, save_text
 from ..quiet import quiet
 from . import stages
 from .candidates import IMPLEMENTATIONS, NORMS, candidate_name, stock_config
@@ -83,7 +83,7 @@ def benchmark(args: argparse.Namespace) -> dict:
                 run, batch = STAGES[stage]
                 save(stage, run(dataclasses.replace(setup, batch=args.batch[0] if args.batch else batch)))
     text = tables(record)
-    (output / "benchmark.md").write_text(text + "\n")
+    save_text(output / "benchmark.md", text + "\n")
     if chosen != [GPU]:
         draw(record, output / "benchmark.png")
     print(text)

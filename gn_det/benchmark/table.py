@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
-from tabulate import tabulate
-
 from .candidates import candidate_name
+from .formats import format_ratio, markdown_table
 from .gpu.report import format_gpu
 from .phases import PARTS
 
@@ -37,7 +36,7 @@ def summary(record: dict) -> str:
     """
     measured = _summary_cells(record["stages"])
     rows = [[name, measured.get(name) or NOT_MEASURED] for name in _SUMMARY]
-    return _table(rows, ["gn_det compared with stock detectron2's GN model", "measured"])
+    return markdown_table(rows, ["gn_det compared with stock detectron2's GN model", "measured"])
 
 
 _SUMMARY = (
@@ -61,27 +60,27 @@ def _summary_cells(stages: dict) -> dict[str, str | None]:
     fp32 = candidate_name("GN", "fp32")
     cells = {
         "inference": _best_speedup(inference),
-        "inference in fp32": _format_ratio(inference.get("ratios", {}).get(fp32)),
+        "inference in fp32": _ratio_if_measured(inference.get("ratios", {}).get(fp32)),
         "outputs in fp32": _format_difference(inference.get("candidates", {}).get(fp32, {}).get("difference")),
         "training step": _best_speedup(training),
         "peak memory of training": _memory_ratio(training),
         "GN overhead over frozen BN, inference": _overhead_over_frozen_bn(inference),
         "GN overhead over frozen BN, training": _overhead_over_frozen_bn(training),
     }
-    cells |= {f"COCOeval, {kind}": _format_ratio(coco.get(kind)) for kind in ("boxes", "masks")}
+    cells |= {f"COCOeval, {kind}": _ratio_if_measured(coco.get(kind)) for kind in ("boxes", "masks")}
     if "boxes" in coco:
         cells["COCOeval, results"] = "equal" if all(row["equal"] for row in coco.values()) else "NOT equal"
     if by_variant := stages.get("ops", {}).get("summary"):
         rows = {variant: by_direction["forward + backward"] for variant, by_direction in by_variant.items()}
-        speedups = (f"{_format_ratio(row)} {variant}" for variant, row in rows.items())
+        speedups = (f"{format_ratio(row)} {variant}" for variant, row in rows.items())
         shares = (f"{row['bandwidth_share']:.0%} {variant}" for variant, row in rows.items())
         cells["GN + ReLU, forward + backward"] = "; ".join(speedups)
         cells["GN + ReLU, share of a copy's bandwidth"] = "; ".join(shares)
     return cells
 
 
-def _format_ratio(row: dict | None) -> str | None:
-    return f"{row['ratio']:.2f}x ({row['spread'][0]:.2f} to {row['spread'][1]:.2f})" if row else None
+def _ratio_if_measured(row: dict | None) -> str | None:
+    return format_ratio(row) if row else None
 
 
 def _fastest(stage: dict) -> str | None:
@@ -92,7 +91,7 @@ def _fastest(stage: dict) -> str | None:
 
 def _best_speedup(stage: dict) -> str | None:
     name = _fastest(stage)
-    return name and f"{_format_ratio(stage['ratios'][name])}, {name}"
+    return name and f"{format_ratio(stage['ratios'][name])}, {name}"
 
 
 def _memory_ratio(stage: dict) -> str | None:
@@ -128,14 +127,14 @@ def _format_models(stage: dict) -> str:
     rows = []
     for name, candidate in stage["candidates"].items():
         overhead = stage["gn_overhead"].get(candidate["implementation"], {}).get(candidate["norm"])
-        speedup = _format_ratio(stage["ratios"].get(name)) or ""
+        speedup = format_ratio(stage["ratios"][name]) if name in stage["ratios"] else ""
         row = [name, _format_seconds(candidate), speedup, _format_overhead(overhead) if overhead else ""]
         row += [f"{candidate['steps'][step]['seconds']:.4g}" for step in steps]
         row += [str(candidate[key]) for key in work]
         rows.append([*row, f"{candidate['peak'] / 2**30:.2f}"])
     headers = ["", "seconds", "speedup", "GN overhead", *steps, *work, "peak GiB"]
     explanation = "GN overhead: extra time of GN compared with the norm in that line."
-    return f"{_table(rows, headers)}\n\n{explanation} Peak: {stage['memory']}."
+    return f"{markdown_table(rows, headers)}\n\n{explanation} Peak: {stage['memory']}."
 
 
 def _format_seconds(row: dict) -> str:
@@ -150,7 +149,7 @@ def _format_parts(stage: dict) -> str:
     rows.append(["sum", *(f"{total:.4g}" for total in totals)])
     first = next(iter(stage["candidates"].values()))
     work = f"Each candidate has {first['rois']} RoIs and {first['detections']} detections."
-    return f"{_table(rows, ['', *by_candidate])}\n\nMedians in seconds. {work}"
+    return f"{markdown_table(rows, ['', *by_candidate])}\n\nMedians in seconds. {work}"
 
 
 def _format_operations(stage: dict) -> str:
@@ -158,11 +157,11 @@ def _format_operations(stage: dict) -> str:
     for row in stage["rows"]:
         shape = "x".join(map(str, row["shape"]))
         microseconds = [f"{row[key]['seconds'] * 1e6:.0f}" for key in ("stock", "gn_det")]
-        numbers = [_format_ratio(row["ratio"]), f"{row['bandwidth_share']['ratio']:.0%}"]
+        numbers = [format_ratio(row["ratio"]), f"{row['bandwidth_share']['ratio']:.0%}"]
         names = [row["name"], shape, row["variant"], row["direction"]]
         rows.append([*names, *microseconds, *numbers, f"{row['copy_gigabytes']:.0f}"])
     headers = ["", "shape", "variant", "", "stock, us", "gn_det, us", "speedup", "share of copy", "copy, GB/s"]
-    return _table(rows, headers)
+    return markdown_table(rows, headers)
 
 
 def _format_host(stage: dict) -> str:
@@ -170,17 +169,19 @@ def _format_host(stage: dict) -> str:
     for row in stage["rows"]:
         microseconds = [f"{row[side]['seconds'] * 1e6:.1f}" for side in ("stock", "gn_det")]
         launches = [str(number) for number in row["launches"]]
-        rows.append([row["name"], row["direction"], *microseconds, _format_ratio(row["ratio"]), *launches])
+        rows.append([row["name"], row["direction"], *microseconds, format_ratio(row["ratio"]), *launches])
     headers = ["", "", "stock, us", "gn_det, us", "stock / gn_det", "launches of stock", "launches of gn_det"]
-    return f"{_table(rows, headers)}\n\nTime on the host per call of GN + ReLU, without the launches of kernels."
+    return (
+        f"{markdown_table(rows, headers)}\n\nTime on the host per call of GN + ReLU, without the launches of kernels."
+    )
 
 
 def _format_coco(stage: dict) -> str:
     rows = []
     for kind, row in stage.items():
         seconds = [f"{row[key]:.4g}" for key in ("pycocotools", "hotcoco")]
-        rows.append([kind, str(row["images"]), str(row["detections"]), *seconds, _format_ratio(row)])
-    return _table(rows, ["", "images", "detections", "pycocotools, s", "hotcoco, s", "speedup"])
+        rows.append([kind, str(row["images"]), str(row["detections"]), *seconds, format_ratio(row)])
+    return markdown_table(rows, ["", "images", "detections", "pycocotools, s", "hotcoco, s", "speedup"])
 
 
 _FORMATS: dict[str, Callable[[dict], str]] = {
@@ -195,7 +196,3 @@ _FORMATS: dict[str, Callable[[dict], str]] = {
 
 def _format_size(stage: dict) -> str:
     return f", {stage['batch']} x {stage['size'][0]} x {stage['size'][1]}" if "size" in stage else ""
-
-
-def _table(rows: list[list], headers: list[str]) -> str:
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)

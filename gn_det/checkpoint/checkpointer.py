@@ -15,11 +15,11 @@ from ..config.files import load_config, parse_config
 from ..errors import GNDetError
 from ..zoo import index as zoo
 from .convert import convert, place
-from .dataset_notes import DatasetNotes
 from .finite import not_finite
 from .fit import LEAVES_RANDOM, Fit, Problem, compare, find_problem, quantized, report
 from .load import notes_in, read_error, read_file
 from .newest import has_checkpoints, newest_good, read_last
+from .parts import ClassNames, ConfigText, DatasetNotes
 from .recipe import RECIPES_BY_ORIGIN, contradiction, decoding_contradiction, recipe_of
 from .saving import remove_leftovers, remove_old, save_checkpoint, save_last
 from .uri import find_weights
@@ -27,54 +27,6 @@ from .uri import find_weights
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-
-
-class ClassNames:
-    """Class names and category ids, as an object that detectron2's checkpointer saves and loads."""
-
-    def __init__(self, names: list[str], ids: Sequence[int] = ()):
-        """
-        Args:
-            names: in the order of the model's classes.
-            ids: of the categories in the dataset, in the same order.
-        """
-        self.names, self.ids = list(names), list(ids)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return {"names": class names, "ids": category ids}."""
-        return {"names": self.names, "ids": self.ids}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Check that the checkpoint has the same class names.
-
-        Raises:
-            GNDetError: it has others.
-        """
-        if self.names and state["names"] != self.names:
-            raise GNDetError(
-                f"The checkpoint was trained for the classes {state['names']}, but the dataset has {self.names}; use a "
-                "dataset with the same classes in the same order."
-            )
-
-
-class ConfigText:
-    """Let detectron2's checkpointer save the config, so that a checkpoint alone defines its model.
-
-    Attributes:
-        text: the config of this run, as YAML.
-        loaded: the config of the checkpoint that was loaded, as YAML; "" if there is none.
-    """
-
-    def __init__(self, cfg: CfgNode):
-        self.text, self.loaded = cfg.dump(), ""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return {"yaml": the config as YAML}."""
-        return {"yaml": self.text}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the text for comparisons. A resumed run has its own config."""
-        self.loaded = state.get("yaml", "")
 
 
 class Checkpointer(DetectionCheckpointer):

@@ -4,13 +4,12 @@ A checkpoint is listed after it is complete on disk, so an entry is the mark tha
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import save_json
+from ..files import digest, save_json
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,4 @@ def write_manifest(folder: str | Path, entries: dict[str, Entry]) -> None:
 
 def agrees(path: Path, entry: Entry) -> bool:
     """Return whether a file has the size and the digest of its entry."""
-    if path.stat().st_size != entry.bytes:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+    return path.stat().st_size == entry.bytes and digest(path) == entry.sha256

@@ -20,7 +20,8 @@ from .manifest import MANIFEST, Entry, read_manifest, write_manifest
 logger = logging.getLogger(__name__)
 
 BEST_FILE = "model_best.pth"
-FINAL_FILE = "model_final.pth"
+FINAL = "model_final"
+FINAL_FILE = f"{FINAL}.pth"
 LAST_FILE = "last_checkpoint"
 #: The names of checkpoints that are saved every ``SOLVER.CHECKPOINT_PERIOD`` iterations; the number is
 #: the index of the iteration.

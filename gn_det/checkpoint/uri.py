@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathHandler, PathManager
 
 from ..download.fetch import fetch
 from ..errors import GNDetError
-from ..files import replacing
+from ..files import digest, replacing
 from ..zoo import index as zoo
 from .convert import convert
 from .load import read_file
@@ -108,7 +108,7 @@ def _convert_entry(name: str) -> Path:
     The file is written once, and again if the download has changed.
     """
     source = zoo.get_weights(name)
-    target = source.with_name(f"{source.name}~{zoo.digest(source, 'sha256')[:16]}.detectron2.pth")
+    target = source.with_name(f"{source.name}~{digest(source)[:16]}.detectron2.pth")
     if not target.is_file():
         data = _detectron2_checkpoint(source)
         with replacing(target, hint="; set $FVCORE_CACHE to another folder") as part:

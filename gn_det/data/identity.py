@@ -11,6 +11,8 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..files import digest
+
 logger = logging.getLogger(__name__)
 
 #: Bytes; of a larger annotation file the bytes are hashed, because parsing it takes too much time and memory.
@@ -60,9 +62,7 @@ def _identity_of_file(path: str, size: int, modified: int) -> dict[str, Any]:
             return identity_of(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, TypeError, AttributeError, RecursionError):
             pass  # not in COCO's format: the bytes identify the file
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"digest": f"file:{digest}", "images": None, "objects": None}
+    return {"digest": f"file:{digest(path)}", "images": None, "objects": None}
 
 
 def identity_of(data: dict[str, Any]) -> dict[str, Any]:
@@ -71,12 +71,12 @@ def identity_of(data: dict[str, Any]) -> dict[str, Any]:
     Args:
         data: with the lists "categories" and "images", and optionally "annotations".
     """
-    digest = hashlib.sha256()
+    lines = hashlib.sha256()
     for kind, keys in _FIELDS.items():
         for line in sorted(json.dumps([row.get(key) for key in keys], sort_keys=True) for row in data.get(kind, ())):
-            digest.update(f"{kind} {line}\n".encode())
+            lines.update(f"{kind} {line}\n".encode())
     objects = sum(not row.get("iscrowd") for row in data.get("annotations", ()))
-    return {"digest": f"content:{digest.hexdigest()}", "images": len(data["images"]), "objects": objects}
+    return {"digest": f"content:{lines.hexdigest()}", "images": len(data["images"]), "objects": objects}
 
 
 def describe_identity(name: str, identity: dict[str, Any] | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import SplitResult, quote, unquote_to_bytes, urlsplit
 
 from ..errors import GNDetError
-from ..files import save_json
+from ..files import digest, save_json
 from .content import check_content
 
 _LONGEST_NAME, _LONGEST_PATH = 150, 1000  # characters; file systems allow 255 per name, and some 4096 per path
@@ -103,8 +103,8 @@ def _shorten(name: str, query: str = "") -> str:
         return name
     suffix = PurePosixPath(name).suffix
     suffix = suffix if len(suffix) <= 20 else ""
-    digest = hashlib.sha256(f"{name}?{query}".encode()).hexdigest()
-    return f"{name.removesuffix(suffix)[:100]}~{digest[:16]}{suffix}"
+    hashed = hashlib.sha256(f"{name}?{query}".encode()).hexdigest()
+    return f"{name.removesuffix(suffix)[:100]}~{hashed[:16]}{suffix}"
 
 
 def sidecar_path(path: Path, kind: str) -> Path:
@@ -126,10 +126,8 @@ def make_record(path: Path, url: str) -> dict[str, Any]:
         - "sha256": str, 64 hex digits
         - "date": str, the current time in UTC, ISO 8601
     """
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"url": url, "size": path.stat().st_size, "sha256": digest, "date": date}
+    return {"url": url, "size": path.stat().st_size, "sha256": digest(path), "date": date}
 
 
 def verify(record: dict[str, Any], name: str, sha256: str, size: int) -> None:

@@ -27,9 +27,9 @@ from ..config.defaults import KEYS
 from ..config.files import load_config, shipped_configs
 from ..data.identity import dataset_identities, dataset_identity, read_identities, read_identity, same_data
 from ..errors import GNDetError
-from ..files import read_json, save_json
+from ..files import digest, read_json, save_json
 from ..metrics import METRICS, metric_in_record
-from ..zoo.index import digest, published
+from ..zoo.index import published
 
 # Config keys that are not part of the recipe: their values differ between machines and runs.
 _NOT_RECIPE = {
@@ -67,7 +67,7 @@ def weights_of(name: str, file: str | Path, checkpoint: dict[str, Any]) -> Weigh
     """
     last = checkpoint.get("iteration")
     iteration = last + 1 if isinstance(last, int) else None
-    return Weights(name, digest(Path(file), "sha256"), iteration, read_identities(checkpoint.get("datasets")))
+    return Weights(name, digest(file), iteration, read_identities(checkpoint.get("datasets")))
 
 
 def make_record(

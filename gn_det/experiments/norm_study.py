@@ -27,7 +27,7 @@ from ..data.identity import dataset_identities, read_identities, same_data
 from ..errors import GNDetError, did_you_mean
 from ..evaluation.comparison import check_test_data, train_data_of
 from ..evaluation.records import config_digest, make_record, read_record
-from ..files import save_json
+from ..files import save_json, save_text
 from ..launch.arguments import config_from_args
 from ..launch.owner import owned
 from ..launch.prepare import prepare
@@ -223,7 +223,7 @@ class Study:
                 "compared; set another OUTPUT_DIR."
             )
         table, picture = self.folder / "study.md", self.folder / "study.png"
-        table.write_text(study_tables(records) + "\n")
+        save_text(table, study_tables(records) + "\n")
         draw_study(records, picture)
         return [table, picture]
 

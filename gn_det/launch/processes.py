@@ -4,7 +4,6 @@ import argparse
 import logging
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import time
@@ -15,15 +14,14 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessContext, ProcessExitedException, ProcessRaisedException, start_processes
 
-from ..errors import GNDetError, sentence_of
+from ..errors import EXIT_CODE, GNDetError, sentence_of
 from ..training.guards.ranks import EXCHANGE_TIMEOUT, announce_failure, failed_rank, is_lost_connection
-from ..training.guards.signals import SIGNALS
+from ..training.guards.signals import handling
 from .output_dir import remove_staged_files
 from .prepare import prepare
 
 logger = logging.getLogger(__name__)
 
-_EXIT_CODE = 2  # a GNDetError
 _LOST_CODE = 3  # a process that has lost the connection to another one, which is the cause
 _LOST_PAUSE = 1.0  # seconds in which the launcher notices the cause first
 _GRACE = 10.0  # seconds in which the other processes may end by themselves after one has failed
@@ -101,20 +99,13 @@ def _start(main: Main, args: argparse.Namespace) -> None:
             if child.is_alive() and child.pid:
                 os.kill(child.pid, number)
 
-    old = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in old.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, forward)
-    try:
+    with handling(forward):
         url = f"tcp://127.0.0.1:{_free_port()}" if args.num_machines == 1 else args.dist_url
         context = start_processes(_work, (main, args, url), args.num_gpus, join=False)
         children += context.processes
         for number in received:  # while the processes were started
             forward(number, None)
         _wait(context, received)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _free_port() -> int:
@@ -147,9 +138,9 @@ def _wait(context: ProcessContext, received: list[int]) -> None:
                 f"Process {error.error_index} of {len(codes)} (process id {error.error_pid}) was ended by "
                 f"{error.signal_name}; if nobody has done this, the memory was full. Continue with --resume."
             ) from None
-        if isinstance(error, ProcessRaisedException) and _EXIT_CODE not in codes:
+        if isinstance(error, ProcessRaisedException) and EXIT_CODE not in codes:
             raise
-        sys.exit(_EXIT_CODE)
+        sys.exit(EXIT_CODE)
 
 
 # ---- a process of the run
@@ -196,7 +187,7 @@ def _report_errors(main: Main, args: argparse.Namespace) -> None:
     except GNDetError as error:
         if announce_failure(sentence_of(error)):
             print(f"error: {sentence_of(error)}", file=sys.stderr, flush=True)
-        sys.exit(_EXIT_CODE)
+        sys.exit(EXIT_CODE)
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise

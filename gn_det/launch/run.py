@@ -16,13 +16,14 @@ from detectron2.utils.logger import setup_logger
 
 from ..acceleration.cpu_memory import keep_freed_memory
 from ..checkpoint.newest import has_checkpoints, seed_of_run
-from ..checkpoint.saving import BEST_FILE
+from ..checkpoint.saving import BEST_FILE, FINAL_FILE
 from ..config.checks import datasets_of_run
 from ..errors import GNDetError
 from ..evaluation.records import Weights
 from ..quiet import silence_detectron2
+from ..training.evaluate import evaluate_only
 from ..training.guards.disk import tolerate_log_errors
-from ..training.trainer import evaluate_only, train
+from ..training.trainer import train
 from .output_dir import (
     EVALUATIONS,
     evaluation_folder,
@@ -169,7 +170,7 @@ def finish(cfg: CfgNode) -> None:
     _report(folder)
     results = {
         "report": folder / "report.html",
-        "model": folder / "model_final.pth",
+        "model": folder / FINAL_FILE,
         "best model": folder / BEST_FILE,
         "config": folder / "config.yaml",
         "metrics during training": folder / "metrics.json",

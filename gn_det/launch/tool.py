@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from ..errors import GNDetError, sentence_of
+from ..errors import EXIT_CODE, GNDetError, sentence_of
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -18,7 +18,7 @@ def run_tool(main: Callable[[], None]) -> None:
     except GNDetError as error:
         if os.environ.get("RANK", "0") == "0":  # only once, not in each process of torchrun
             print(f"error: {sentence_of(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(EXIT_CODE)
     except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

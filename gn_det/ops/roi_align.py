@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from . import triton_roi_align
 from .launcher import Kernel, current_stream, is_aligned
+from .tiling import power_of_two
 
 _forward, _backward = Kernel(triton_roi_align.pool), Kernel(triton_roi_align.spread)
 _CHANNELS = 256  # channels that a program computes at once
@@ -111,6 +112,6 @@ def _launch(
     tensors = (maps, rois, levels, bins) if kernel is _forward else (bins, rois, levels, maps)
     counts = (channels, *maps.shape[2:], *strides, level, bins_h, bins_w, max(samples, 0))
     args = (*tensors, *counts, float(scale), 0.5 if aligned else 0.0, 0.0 if aligned else 1.0)
-    lanes = min(_CHANNELS, 1 << (channels - 1).bit_length())
+    lanes = min(_CHANNELS, power_of_two(channels))
     constants = (("ALIGNMENT", alignment), ("CHANNELS", lanes), ("num_warps", 1), ("enable_fp_fusion", True))
     kernel(number * bins_h * bins_w, current_stream(maps), args, constants, is_aligned(maps, bins))

@@ -104,8 +104,7 @@ def _checkpoint_in(folder: str, weights: str | os.PathLike | None = None) -> str
         return inside if os.path.isfile(inside) else os.fspath(weights)
     if not has_checkpoints(folder):
         raise GNDetError(
-            f"{folder} contains no checkpoint: it has neither model_final.pth nor the file named in last_checkpoint; pass "
-            "another folder or a checkpoint file."
+            f"{folder} contains no checkpoint, such as model_final.pth: pass another folder or a checkpoint file."
         )
     newest = newest_good(folder, resumes=False)
     newest.log()

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..acceleration.on_device.scalars import PERIOD, read_scalars
 from ..checkpoint.checkpointer import Checkpointer
-from ..checkpoint.saving import BEST_FILE
+from ..checkpoint.saving import BEST_FILE, FINAL
 from ..errors import GNDetError
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class EarlyStop(HookBase):
             self._values.append(value)
         if reason := self.reason_to_stop():
             logger.info(f"Training stops early, after {done} of {self.trainer.max_iter} iterations: {reason}.")
-            self._checkpointer.save("model_final", iteration=self.trainer.iter)
+            self._checkpointer.save(FINAL, iteration=self.trainer.iter)
             raise EarlyStopped
 
     def reason_to_stop(self) -> str:

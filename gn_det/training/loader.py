@@ -1,4 +1,7 @@
-"""Training data loader whose order and random augmentations depend only on the seed and the position."""
+"""The data loaders of training and of evaluation.
+
+The order of the training images and their random augmentations depend only on the seed and the position.
+"""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,14 +9,26 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset
-from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
+from detectron2.data import (
+    DatasetFromList,
+    MapDataset,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.build import (
+    _train_loader_from_config,
+    filter_images_with_only_crowd_annotations,
+    trivial_batch_collator,
+)
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..data.mapper import Mapper
+from ..data.paths import check_file_names
 from ..errors import GNDetError
-from .overview import Counts
+from .guards.signals import ignore_signals_in_workers, start_worker
+from .overview import Counts, count_objects
 from .seeds import IMAGE, ORDER, derive, run_seed, seeded, set_seed
 
 _Place = tuple[int, int]  # position in the endless order of all processes, and index of the image in the dataset
@@ -134,3 +149,53 @@ class _SeededImages(Dataset):
             return self._dataset[index]
         with seeded(seed):  # the generators of the training continue as with data workers
             return self._dataset[index]
+
+
+def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+    """Build the training loader of a config.
+
+    Returns:
+        A :class:`TrainLoader`, or detectron2's loader for an iterable dataset. ``counts`` of the former includes the
+        images without objects, which the loader leaves out; it is None for keypoint models and in processes other than
+        the main process.
+
+    Raises:
+        GNDetError: if no training image has an object, or an image is outside its image folder.
+    """
+    names, leaves_out = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    if cfg.MODEL.KEYPOINT_ON:
+        keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        rows = get_detection_dataset_dicts(names, leaves_out, keypoints)
+        check_file_names(names, rows)
+        return TrainLoader(cfg, rows, worker_init_fn=start_worker)
+    rows = get_detection_dataset_dicts(names, filter_empty=False)
+    if not isinstance(rows, list):
+        return build_detection_train_loader(cfg, mapper=Mapper(cfg, is_train=True))
+    check_file_names(names, rows)
+    counts = count_objects(rows) if comm.is_main_process() else None
+    if leaves_out and "annotations" in rows[0]:
+        rows = filter_images_with_only_crowd_annotations(rows)
+    if not rows:
+        raise GNDetError(f"No image of {', '.join(names)} has an object to train on.")
+    loader = TrainLoader(cfg, rows, worker_init_fn=start_worker)
+    loader.counts = counts
+    return loader
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Build detectron2's test loader of a dataset, with ``INFERENCE.BATCH_SIZE`` images per batch.
+
+    Raises:
+        GNDetError: if an image is outside its image folder.
+    """
+    rows = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+    if isinstance(rows, list):
+        check_file_names([dataset_name], rows)
+    loader = build_detection_test_loader(
+        rows,
+        mapper=Mapper(cfg, is_train=False),
+        batch_size=cfg.INFERENCE.BATCH_SIZE,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    ignore_signals_in_workers(loader)
+    return loader

@@ -1,49 +1,44 @@
-"""Trainer based on detectron2's DefaultTrainer, and functions to train or evaluate a config."""
+"""Trainer based on detectron2's DefaultTrainer, and a function to train a config."""
 
 import logging
 import signal
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
-from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model as detectron2_build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.events import EventWriter
 from torch import nn
 
 from ..acceleration.inference import apply_model_options
 from ..acceleration.training import apply_training_options
 from ..checkpoint.checkpointer import build_checkpointer
-from ..checkpoint.saving import FINAL_FILE
-from ..checkpoint.uri import find_weights
+from ..checkpoint.saving import FINAL, FINAL_FILE
 from ..config.checks import check_training_options
-from ..data.mapper import Mapper
-from ..data.paths import check_file_names
-from ..errors import GNDetError
-from ..evaluation import evaluator as evaluation
-from ..evaluation.records import Weights, past_values, weights_of
+from ..evaluation.evaluator import COCOEvaluator, build_evaluator
+from ..evaluation.records import Weights, past_values
 from ..metrics import storage_key
-from ..modeling.norm import is_norm
 from .ema import EMA
+from .evaluate import evaluate_datasets, evaluate_only
 from .guards.disk import tolerant
 from .guards.hooks import Evaluation, StopOnSignal, save_now
-from .guards.run import guarded, guarded_evaluation
-from .guards.signals import Interrupted, Stopped, ignore_signals_in_workers, start_worker
+from .guards.run import guarded
+from .guards.signals import Stopped, ignore_signals_in_workers
 from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, ReadMetrics, show_predictions
-from .loader import TrainLoader
-from .overview import count_objects, describe_norms, format_overview
+from .loader import TrainLoader, build_test_loader, build_train_loader
+from .overview import format_overview
 from .progress import ProgressBar, on_terminal
 from .resume import DataOrder, with_max_iter
 from .seeds import SeedIterations, run_seed
 from .solver import build_optimizer
 from .step import build_train_step
 from .wandb_writer import WandbWriter
+
+__all__ = ["Trainer", "evaluate_only", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +163,7 @@ class Trainer(DefaultTrainer):
         if resumes:
             self._resume()
         else:
-            _warn_about_classes(rest.get("classes"), self.checkpointer.checkpointables["classes"].names)
+            self.checkpointer.checkpointables["classes"].warn_about_others(rest.get("classes"))
         if self._ema:
             self._ema.after_load()
         elif resumes and "raw_model" in rest:
@@ -207,7 +202,7 @@ class Trainer(DefaultTrainer):
             logger.warning(f"This run has stopped early: {reason}. Raise TRAIN.EARLY_STOP.PATIENCE to continue it.")
             return None
         if self.checkpointer.resumed_from not in ("", FINAL_FILE) and self.start_iter == self.max_iter:
-            self.checkpointer.save("model_final", iteration=self.iter)  # the run was killed before that
+            self.checkpointer.save(FINAL, iteration=self.iter)  # the run was killed before that
         try:
             results = super().train()
         except EarlyStopped:
@@ -229,117 +224,32 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        """Build the training loader, with an attribute ``counts`` for the overview.
-
-        ``counts`` are the :class:`gn_det.training.overview.Counts` of the training set, including the
-        images without objects, which the loader leaves out. It is None in processes other than the
-        main process, and not set for keypoint models and iterable datasets.
-
-        Raises:
-            GNDetError: if no training image has an object, or an image is outside its image folder.
-        """
-        names, leaves_out = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        if cfg.MODEL.KEYPOINT_ON:
-            keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-            rows = get_detection_dataset_dicts(names, leaves_out, keypoints)
-            check_file_names(names, rows)
-            return TrainLoader(cfg, rows, worker_init_fn=start_worker)
-        rows = get_detection_dataset_dicts(names, filter_empty=False)
-        if not isinstance(rows, list):
-            return build_detection_train_loader(cfg, mapper=Mapper(cfg, is_train=True))
-        check_file_names(names, rows)
-        counts = count_objects(rows) if comm.is_main_process() else None
-        if leaves_out and "annotations" in rows[0]:
-            rows = filter_images_with_only_crowd_annotations(rows)
-        if not rows:
-            raise GNDetError(f"No image of {', '.join(names)} has an object to train on.")
-        loader = TrainLoader(cfg, rows, worker_init_fn=start_worker)
-        loader.counts = counts
-        return loader
+        """Same as :func:`gn_det.training.loader.build_train_loader`."""
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        """Same as detectron2's, with ``INFERENCE.BATCH_SIZE`` images per batch.
-
-        Raises:
-            GNDetError: if an image is outside its image folder.
-        """
-        rows = get_detection_dataset_dicts(dataset_name, filter_empty=False)
-        if isinstance(rows, list):
-            check_file_names([dataset_name], rows)
-        loader = build_detection_test_loader(
-            rows,
-            mapper=Mapper(cfg, is_train=False),
-            batch_size=cfg.INFERENCE.BATCH_SIZE,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
-        ignore_signals_in_workers(loader)
-        return loader
+        """Same as :func:`gn_det.training.loader.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> evaluation.COCOEvaluator:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
         """Same as :func:`gn_det.evaluation.evaluator.build_evaluator`."""
-        return evaluation.build_evaluator(cfg, dataset_name)
+        return build_evaluator(cfg, dataset_name)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None, weights: Weights | None = None) -> dict:
-        """Evaluate a model on each dataset of ``DATASETS.TEST``, write records and log tables.
+        """Same as :func:`gn_det.training.evaluate.evaluate_datasets`.
 
         Args:
             cfg: config with the datasets.
             model: model in training or evaluation mode.
             evaluators: if given, detectron2's method runs these evaluators instead.
             weights: the weights of the model, for the records, if it was not trained by this run.
-
-        Returns:
-            A dict with these keys; for several datasets, a dict from their names to such dicts:
-
-            - "bbox": dict from the name of a metric of boxes ("AP", "AP50", ...) to its value in percent.
-            - "segm": same for masks, if the model has them.
-
-            In processes other than the main process, the dict for a dataset is empty.
         """
         if evaluators is not None:
             return super().test(cfg, model, evaluators)
-        results = OrderedDict()
-        for name in cfg.DATASETS.TEST:
-            loader = cls.build_test_loader(cfg, name)
-            with guarded_evaluation() as callbacks:
-                results[name] = evaluation.evaluate(
-                    cfg, model, name, loader, _trained_iterations(cfg), weights, callbacks
-                )
-        return results.popitem()[1] if len(results) == 1 else results
-
-
-def build_and_log_model(cfg: CfgNode) -> nn.Module:
-    """Build the model of a config, and log its number of parameters and its norms."""
-    model = detectron2_build_model(cfg)
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info(
-        f"Model: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained; norms: {_norms(model)}."
-    )
-    return model
-
-
-def _norms(model: nn.Module) -> str:
-    """Return the norms per part, e.g. ``backbone 69 GN of 32 groups, roi_heads 8 GN of 32 groups``."""
-    parts = {name: [m for m in part.modules() if is_norm(m)] for name, part in model.named_children()}
-    return ", ".join(f"{name} {describe_norms(norms)}" for name, norms in parts.items() if norms) or "none"
-
-
-def _warn_about_classes(saved: object, class_names: list[str]) -> None:
-    """Warn if loaded weights were trained for other classes.
-
-    Args:
-        saved: entry "classes" of the checkpoint; None if it has none.
-        class_names: classes of the training set.
-    """
-    saved_names = saved.get("names") if isinstance(saved, dict) else None
-    if saved_names and saved_names != class_names:
-        logger.warning(
-            f"The weights were trained for the classes {saved_names}; this run trains the classes {class_names}."
-        )
+        return evaluate_datasets(cfg, model, cls.build_test_loader, weights)
 
 
 def train(cfg: CfgNode, resume: bool = False, accept: Callable[[], object] | None = None) -> dict:
@@ -363,47 +273,3 @@ def train(cfg: CfgNode, resume: bool = False, accept: Callable[[], object] | Non
             accept()
         trainer.train()
         return getattr(trainer, "_last_eval_results", {})
-
-
-def evaluate_only(
-    cfg: CfgNode, resume: bool = False, accept: Callable[[Weights | None], CfgNode] | None = None
-) -> dict:
-    """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint in ``OUTPUT_DIR``.
-
-    Args:
-        accept: called in each process when the weights are loaded. Takes the weights, or None in processes
-            other than the main process; returns the config of the evaluation, whose ``OUTPUT_DIR`` may differ.
-
-    Returns:
-        The results, see :meth:`Trainer.test`.
-
-    Raises:
-        GNDetError: if the weights cannot be read, do not fit the model, or were trained for other classes.
-        Stopped: a process has received a signal.
-    """
-    with guarded(cfg):
-        try:
-            return _evaluate_only(cfg, resume, accept)
-        except Interrupted as error:
-            logger.warning(f"{signal.Signals(error.number).name} has stopped the evaluation, which has no result.")
-            raise Stopped(error.number) from None
-
-
-def _evaluate_only(cfg: CfgNode, resume: bool, accept: Callable[[Weights | None], CfgNode] | None) -> dict:
-    model = apply_model_options(cfg, build_and_log_model(cfg))
-    checkpointer = build_checkpointer(cfg, model, cfg.DATASETS.TEST, trains=False)
-    rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    if "classes" in rest:
-        checkpointer.checkpointables["classes"].load_state_dict(rest["classes"])
-    weights, loaded = None, checkpointer.loaded_from
-    if loaded and comm.is_main_process():
-        weights = weights_of(loaded, find_weights(loaded), rest)
-    return Trainer.test(accept(weights) if accept else cfg, model, weights=weights)
-
-
-def _trained_iterations(cfg: CfgNode) -> int | None:
-    """Return the number of iterations trained so far; None outside of training."""
-    try:
-        return min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)  # after the last iteration, iter is one too high
-    except (AssertionError, IndexError):
-        return None

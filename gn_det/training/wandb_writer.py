@@ -11,6 +11,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..checkpoint.newest import has_checkpoints
 from ..errors import GNDetError
+from ..files import save_text
 from .hooks import EarlyStopped
 
 _ID_FILE = "wandb_run_id.txt"
@@ -51,7 +52,7 @@ class WandbWriter(EventWriter):
             raise GNDetError(
                 f"Weights & Biases could not start: {reason} Set WANDB_MODE=offline to keep the run on this machine."
             ) from error
-        id_file.write_text(self._run.id)
+        save_text(id_file, self._run.id)
         # A resumed training repeats iterations, but wandb's own step can only increase.
         self._run.define_metric("iteration")
         self._run.define_metric("*", step_metric="iteration")

@@ -4,7 +4,6 @@
 """
 
 import functools
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from detectron2.utils.file_io import Detectron2Handler
 from ..config.files import load_config
 from ..download.fetch import fetch
 from ..errors import GNDetError, did_you_mean
+from ..files import digest
 
 URI = "gn_det://"
 # Spellings in zoo.json and in checkpoints, and the current ones.
@@ -139,12 +139,6 @@ def get_weights(name: str) -> Path:
             "again."
         )
     return path
-
-
-def digest(path: Path, algorithm: str) -> str:
-    """Return the hex digest of a file, for example with ``algorithm`` "sha256"."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def entry_of(weights: str) -> Entry | None:

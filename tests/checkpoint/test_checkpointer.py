@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from gn_det import GNDetError
 from gn_det.checkpoint import uri
 from gn_det.checkpoint.checkpointer import Checkpointer
-from gn_det.checkpoint.dataset_notes import DatasetNotes
+from gn_det.checkpoint.parts import DatasetNotes
 from gn_det.checkpoint.uri import check_name, find_weights
 from gn_det.config.files import load_config
 from gn_det.zoo import index as zoo

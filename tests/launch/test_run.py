@@ -12,11 +12,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from gn_det import GNDetError
 from gn_det.data import shapes
 from gn_det.evaluation.run_folder import read_datasets, read_metrics
+from gn_det.files import digest
 from gn_det.launch.arguments import argument_parser
 from gn_det.launch.owner import owned
 from gn_det.launch.prepare import prepare
 from gn_det.launch.processes import launch
-from gn_det.zoo.index import digest
 from helpers.forks import fork_tool
 from helpers.tools import own_data, run_tool
 
@@ -69,7 +69,7 @@ def test_evaluation_of_a_checkpoint_gives_the_same_ap(trained, data, tmp_path):
     assert first["box"] == second["box"] and first["mask"] == second["mask"]
     assert first["iteration"] == second["iteration"] == 4 and first["data"] == second["data"]
     assert first["train_data"] == second["train_data"] and first["weights_sha256"] is None
-    assert second["weights_sha256"] == digest(output / "model_final.pth", "sha256")
+    assert second["weights_sha256"] == digest(output / "model_final.pth")
     assert second["config"] == "quickstart_R18_FPN_gn_scratch"
 
 

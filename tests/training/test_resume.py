@@ -19,9 +19,10 @@ from torch import nn
 from gn_det.config.files import load_config
 from gn_det.data import shapes
 from gn_det.data.coco import register_coco_json
+from gn_det.training.evaluate import trained_iterations
 from gn_det.training.guards.hooks import save_now
 from gn_det.training.resume import DataOrder, describe_changes
-from gn_det.training.trainer import Trainer, _trained_iterations
+from gn_det.training.trainer import Trainer
 from helpers.forks import fork_tool, in_a_fork
 from helpers.paths import TOOLS
 from helpers.tools import own_data
@@ -73,7 +74,7 @@ class Small(Trainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         torch.rand(7)  # an evaluation may use the generators
-        cls.evaluated.append(_trained_iterations(cfg))
+        cls.evaluated.append(trained_iterations(cfg))
         return {"bbox": {"AP": 1.0}}
 
 

@@ -15,9 +15,10 @@ from torch import nn
 from gn_det import GNDetError
 from gn_det.config.files import load_config
 from gn_det.evaluation.records import write_record
+from gn_det.training.evaluate import trained_iterations
 from gn_det.training.guards.hooks import Evaluation, StopOnSignal
 from gn_det.training.hooks import BestCheckpoint, EarlyStop, ReadMetrics
-from gn_det.training.trainer import Trainer, _trained_iterations
+from gn_det.training.trainer import Trainer
 from helpers.terminal import Terminal
 
 ROWS = [{"annotations": [{"category_id": 0}]}, {"annotations": []}]
@@ -68,7 +69,7 @@ class Tiny(Trainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        iteration = _trained_iterations(cfg)
+        iteration = trained_iterations(cfg)
         value = cls.values.get(iteration, 0.0)
         cls.evaluated.append((iteration, {k: v.clone() for k, v in model.state_dict().items()}))
         if value == "fails":

@@ -1,11 +1,12 @@
 """RoIAlign on the levels of a feature pyramid without selecting the RoIs of each level."""
 
 import torch
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor
 
 from ..roi_align import RowROIPooler
+from ..rois import levels_of_rois, list_rois
 
 _OUTSIDE = -1e4  # in pixels; a RoI outside of the map reads nothing, and float16 can represent it
 
@@ -20,13 +21,10 @@ class OnDeviceROIPooler(ROIPooler):
         """Return (R, C, h, w), the features of each box. Same arguments as detectron2's ROIPooler."""
         if not self.training:
             return super().forward(x, box_lists)
-        images = [boxes.tensor.new_full((len(boxes), 1), image) for image, boxes in enumerate(box_lists)]
-        rois = torch.cat([torch.cat(images), torch.cat([boxes.tensor for boxes in box_lists])], dim=1)
+        rois = list_rois(box_lists)
         if len(x) == 1:
             return self.level_poolers[0](x[0], rois)
-        levels = assign_boxes_to_levels(
-            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-        )
+        levels = levels_of_rois(self, box_lists)
         outside = torch.full_like(rois, _OUTSIDE)
         outside[:, 0] = 0
         pooled = [

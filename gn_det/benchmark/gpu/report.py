@@ -1,9 +1,8 @@
 """Format the record of the stage gpu as Markdown tables."""
 
-from tabulate import tabulate
-
+from ..formats import format_ratio, markdown_table
 from .candidates import BF16, FP32
-from .targets import format_ratio, speedup, targets
+from .targets import speedup, targets
 
 _HEADERS = ["", "images/s", "ms", "", "waits, ms", "GPU busy", "kernels", "launches", "syncs", "peak GiB"]
 
@@ -46,7 +45,7 @@ def format_rate(batch: int, row: dict) -> str:
 def _format_targets(stage: dict) -> str:
     on_gpu = stage["device"].startswith("cuda")
     lines = [[t.name, t.bound, t.value.text if t.value else "", t.verdict if on_gpu else "-"] for t in targets(stage)]
-    return _table(lines, ["", "target", "measured", ""])
+    return markdown_table(lines, ["", "target", "measured", ""])
 
 
 def _format_starts(rows: dict) -> str:
@@ -55,7 +54,7 @@ def _format_starts(rows: dict) -> str:
         start = row.get("start", {})
         times = [f"{start[key]:.1f}" if key in start else "-" for key in ("built", "first_iteration", "seconds")]
         lines.append([name, *times, "-" if "iterations" not in start else str(start["iterations"])])
-    return _table(lines, ["", "model and loader", "first iteration", "last iteration", "iterations"])
+    return markdown_table(lines, ["", "model and loader", "first iteration", "last iteration", "iterations"])
 
 
 def _batches(rows: dict) -> list[tuple[str, int]]:
@@ -87,7 +86,7 @@ def _format_batch(rows: dict, kind: str, batch: int, reference: str) -> str:
         lines.append(line)
     headers = [header or f"speedup over {reference}" if number else "" for number, header in enumerate(_HEADERS)]
     more = ["detections", f"outputs, compared with {FP32}"] if kind == "inference" else ["foreground RoIs"]
-    return _table([line + ["-"] * (len(headers + more) - len(line)) for line in lines], headers + more)
+    return markdown_table([line + ["-"] * (len(headers + more) - len(line)) for line in lines], headers + more)
 
 
 def _number(value: float | None, factor: float, form: str) -> str:
@@ -129,7 +128,3 @@ def _format_notes(rows: dict) -> list[str]:
         lines += [f"- {name} ({'; '.join(where)}): {error}" for error, where in places.items()]
         lines += [f"- {name}: {warning}" for warning in row.get("warnings", [])]
     return ["Not measured, and warnings:\n\n" + "\n".join(lines)] if lines else []
-
-
-def _table(rows: list[list[str]], headers: list[str]) -> str:
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)

@@ -1,8 +1,10 @@
 """The targets of gn_det on one H100 (R50-FPN-GN, 800 pixels), and whether a record reaches them."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from ..formats import format_ratio
 from ..timing import ratio
 from .candidates import BF16, CANDIDATES, FP32, counterpart
 
@@ -109,11 +111,6 @@ def _speedup(rows: dict, stage: str, batch: int, reference: str) -> Value | None
     return Value(found["ratio"], f"{format_ratio(found)}, {fastest[0]}") if fastest and found else None
 
 
-def format_ratio(row: dict) -> str:
-    """Format a ratio with its spread, such as "1.50x (1.40 to 1.60)"."""
-    return f"{row['ratio']:.2f}x ({row['spread'][0]:.2f} to {row['spread'][1]:.2f})"
-
-
 def _slowest_start(rows: dict) -> Value | None:
     """Return the largest difference between a start of gn_det and of stock with the same options."""
     found = []
@@ -176,7 +173,7 @@ def _operation_rows(rows: dict) -> list[dict]:
 
 
 def _bandwidth(rows: dict) -> Value | None:
-    large = [row for row in _operation_rows(rows) if 2 * _elements(row["shape"]) > _LARGE_MAP]
+    large = [row for row in _operation_rows(rows) if 2 * math.prod(row["shape"]) > _LARGE_MAP]
     return _smallest(large, lambda row: row["bandwidth_share"]["ratio"], "{:.0%}")
 
 
@@ -187,13 +184,6 @@ def _slowest_operation(rows: dict) -> Value | None:
 def _smallest(rows: list[dict], number: Callable[[dict], float], form: str) -> Value | None:
     values = [Value(number(row), f"{form.format(number(row))}, {row['name']}") for row in rows]
     return min(values, default=None)
-
-
-def _elements(shape: list[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _slowest_default(rows: dict) -> Value | None:

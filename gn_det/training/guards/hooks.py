@@ -8,6 +8,7 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 
 from ...checkpoint.newest import read_last
+from ...checkpoint.saving import FINAL
 from .signals import Interrupted
 
 
@@ -59,7 +60,7 @@ def save_now(trainer: TrainerBase, checkpointer: Checkpointer) -> str:
         the path of the checkpoint.
     """
     last = trainer.iter == trainer.max_iter - 1
-    name = "model_final" if last else f"model_{trainer.iter:07d}"
+    name = FINAL if last else f"model_{trainer.iter:07d}"
     path = Path(checkpointer.save_dir, f"{name}.pth")
     if comm.all_gather(read_last(checkpointer.save_dir)[0] != path.name)[0]:
         checkpointer.save(name, iteration=trainer.iter)

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -50,24 +51,16 @@ class _Listener:
         os.set_blocking(self._in, False)
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
-    def install(self) -> Callable[[], None]:
-        """Take the place of the signal handlers; return a function that restores them.
-
-        A signal that the process ignores, as SIGHUP after ``nohup``, stays ignored.
-        """
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Receive the signals of a block. The thread of the listener ends with it."""
         old_file = signal.set_wakeup_fd(self._in, warn_on_full_buffer=False)
-        old = {number: signal.getsignal(number) for number in SIGNALS}
-        for number, handler in old.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, _do_nothing)
-
-        def restore() -> None:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+        try:
+            with handling(_do_nothing):
+                yield
+        finally:
             signal.set_wakeup_fd(old_file)
             os.write(self._in, b"\0")  # ends the thread
-
-        return restore
 
     def _listen(self) -> None:
         while number := os.read(self._out, 1)[0]:
@@ -93,6 +86,23 @@ def _do_nothing(*_: object) -> None:
 
 
 @contextlib.contextmanager
+def handling(handler: Callable[[int, Any], object]) -> Iterator[None]:
+    """Handle :data:`SIGNALS` by a function in a block.
+
+    A signal that the process ignores, as SIGHUP after ``nohup``, stays ignored.
+    """
+    old = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, before in old.items():
+        if before is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)
+
+
+@contextlib.contextmanager
 def listening() -> Iterator[None]:
     """Remember signals in a block instead of ending the process; see :func:`requested`.
 
@@ -103,11 +113,10 @@ def listening() -> Iterator[None]:
         yield
         return
     _listener = _Listener()
-    restore = _listener.install()
     try:
-        yield
+        with _listener.receiving():
+            yield
     finally:
-        restore()
         _listener = None
 
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from ...errors import EXIT_CODE
 from .ranks import shared_store
 from .signals import end_now
 
-_EXIT_CODE = 2
 _LONGEST_PERIOD = 5.0  # seconds between two looks
 _LOOKS = 20  # at least this number of looks within the limit
 
@@ -93,6 +93,7 @@ def watching(minutes: float) -> Iterator[None]:
     finally:
         end.set()
         enter(Stage.FREE)
+        watchdog.wait_for_end()
 
 
 class _Watchdog(threading.Thread):
@@ -102,8 +103,9 @@ class _Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self._limit, self._end, self._period = limit, end, min(_LONGEST_PERIOD, limit / _LOOKS)
         self._look: Callable[[], dict[int, State]] = lambda: {0: _own_state(0)}
+        self._peers: _Peers | None = None
         if store := shared_store():
-            peers = _Peers(store, self._period, end)
+            self._peers = peers = _Peers(store, self._period, end)
             self._look = lambda: peers.states
             peers.start()
         self._stall = Stall(limit)
@@ -114,6 +116,15 @@ class _Watchdog(threading.Thread):
             states = self._look()
             if causes := self._stall.look(states, self._period):
                 _end_run(causes, states, self._limit)
+
+    def wait_for_end(self) -> None:
+        """Wait until the threads have ended, for some seconds at most.
+
+        A thread that uses the store when Python exits would abort the process.
+        """
+        for thread in (self, self._peers):
+            if thread:
+                thread.join(_LONGEST_PERIOD)
 
 
 class _Peers(threading.Thread):
@@ -202,7 +213,7 @@ def _end_run(causes: list[int], states: dict[int, State], limit: float) -> None:
     others = [other for other in states if other not in causes]
     if rank in causes or rank == min(others, default=rank):
         print(f"error: {stall_sentence(causes, states, limit)}", file=sys.stderr, flush=True)
-    end_now(_EXIT_CODE)
+    end_now(EXIT_CODE)
 
 
 def stall_sentence(causes: list[int], states: dict[int, State], limit: float) -> str:

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from gn_det.training.guards.stalls import Stage, Stall, State, stall_sentence
+from gn_det.training.guards.stalls import Stage, Stall, State, stall_sentence, watching
 
 
 def states(*rows: tuple[int, int, int, int]) -> dict[int, State]:
@@ -71,3 +73,26 @@ with watching(0.4 / 60):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     hangs = stage == "LOADS"
     assert done.returncode == (2 if hangs else 0) and ("loads the images of iteration 3" in done.stderr) == hangs
+
+
+class SlowStore:
+    """A store of which each change takes a while."""
+
+    def __init__(self):
+        self.values = {}
+
+    def set(self, key, value):
+        time.sleep(0.2)
+        self.values[key] = value
+
+    def multi_get(self, keys):
+        return [self.values[key] for key in keys]
+
+
+def test_no_thread_uses_the_store_after_the_block(monkeypatch):
+    store = SlowStore()
+    monkeypatch.setattr("gn_det.training.guards.stalls.shared_store", lambda: store)
+    with watching(1.0):
+        assert {"watchdog", "peers"} <= {thread.name for thread in threading.enumerate()}
+    assert not {"watchdog", "peers"} & {thread.name for thread in threading.enumerate()}
+    assert list(store.values.values()) == ["null"]
