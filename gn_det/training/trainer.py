@@ -215,8 +215,9 @@ class Trainer(DefaultTrainer):
             return False
         misses = False
         if comm.is_main_process():
-            values = [self._past_values(name).get(done) for name in self.cfg.DATASETS.TEST]
-            misses = None in values or bool(self._best and self._best.improves(values[0]))
+            values = [self._past_values(name) for name in self.cfg.DATASETS.TEST]
+            misses = any(done not in past for past in values)
+            misses = misses or bool(self._best and self._best.improves(values[0][done]))
         return bool(comm.all_gather(misses)[0])
 
     def train(self) -> dict | None:
