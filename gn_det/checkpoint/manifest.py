@@ -41,7 +41,7 @@ def read_manifest(folder: str | Path) -> dict[str, Entry]:
     path = Path(folder, MANIFEST)
     try:
         return {str(name): Entry(**entry) for name, entry in json.loads(path.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         logger.warning(f"{path} cannot be read ({error}): the checkpoints are checked without their digests.")

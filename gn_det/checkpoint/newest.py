@@ -79,12 +79,12 @@ def newest_good(folder: str | Path, *, resumes: bool) -> Newest:
 
 
 def seed_of_run(folder: str | Path) -> int:
-    """Return the seed of the run that is resumed from a folder; 0 if it is not known."""
+    """Return the seed of the run that is resumed from a folder; -1 if it is not known."""
     try:
         text = read_notes(str(newest_good(folder, resumes=True).path)).get("config", "")
-        return max(0, parse_config(text, "The config in the checkpoint").SEED) if text else 0
+        return parse_config(text, "The config in the checkpoint").SEED if text else -1
     except GNDetError:  # the training says later what is wrong
-        return 0
+        return -1
 
 
 def read_last(folder: str | Path) -> tuple[str, str]:

@@ -238,7 +238,7 @@ def records_in(folder: str | Path) -> list[dict]:
     return [read_record(path) for path in sorted(Path(folder).rglob("*.json"))]
 
 
-def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list[float]:
+def past_values(folder: str, dataset_name: str, metric: str, until: int) -> dict[int, float]:
     """Return the values of a metric in the evaluations during a training, in the order of the iterations.
 
     Evaluations on other data that had the same name are left out.
@@ -249,7 +249,7 @@ def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list
         until: the last iteration to include.
 
     Returns:
-        one value per evaluated iteration; NaN if the record does not have the metric.
+        {number of iterations: value}; the value is NaN if the record does not have the metric.
     """
     values, data = {}, dataset_identity(dataset_name)
     for path in sorted(Path(folder, "records").glob("*.json"), key=os.path.getmtime):
@@ -258,7 +258,7 @@ def past_values(folder: str, dataset_name: str, metric: str, until: int) -> list
         in_training = in_training and same_data(read_identity(record.get("data")), data)
         if in_training and 0 < (record.get("iteration") or 0) <= until:
             values[record["iteration"]] = metric_in_record(record, metric)
-    return [values[iteration] for iteration in sorted(values)]
+    return dict(sorted(values.items()))
 
 
 def format_table(record: dict) -> str:

@@ -5,10 +5,13 @@ scaling rule (Section 4.1: 0.1 x batch / 256).
 """
 
 import argparse
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import re
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +23,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from tqdm import tqdm
 
-from ..checkpoint.newest import has_checkpoints
 from ..config.checks import check_config, datasets_of_run
 from ..config.files import load_config
 from ..data.identity import dataset_identities, read_identities, same_data
@@ -29,6 +31,7 @@ from ..evaluation.comparison import check_test_data, train_data_of
 from ..evaluation.records import config_digest, make_record, read_record
 from ..files import save_json, save_text
 from ..launch.arguments import config_from_args
+from ..launch.output_dir import is_trained
 from ..launch.owner import owned
 from ..launch.prepare import prepare
 from ..launch.processes import launch
@@ -36,6 +39,7 @@ from ..launch.run import main
 from ..launch.tool import run_tool
 from ..modeling.norm import NORM_KEYS, NORMS, get_key
 from ..training.guards.finite import DIVERGED
+from ..training.guards.signals import SIGNALS, Stopped
 from .norm_tables import draw_study, study_tables
 
 
@@ -133,7 +137,7 @@ class Study:
     def _arguments(self, variant: Variant) -> argparse.Namespace:
         folder = self.folder / variant.name
         opts = [*self.opts[variant], "OUTPUT_DIR", str(folder)]
-        resume = has_checkpoints(folder)
+        resume = is_trained(folder)
         return argparse.Namespace(**{**vars(self.args), "opts": opts, "resume": resume, "eval_only": False})
 
     def _check(self, variant: Variant, prepared: CfgNode) -> None:
@@ -185,6 +189,7 @@ class Study:
 
         Raises:
             GNDetError: ``jobs`` is below 1.
+            Stopped: this process has received a signal. The trainings have saved checkpoints and ended.
         """
         if jobs < 1:
             raise GNDetError(f"--jobs is {jobs}; it is the number of simultaneous trainings and must be 1 or more.")
@@ -193,7 +198,7 @@ class Study:
         if done:
             log(f"{done} of {total} trainings are already done.")
         start = time.monotonic()
-        with owned(self.folder):
+        with owned(self.folder), _stopping_on_signals():
             for trained, (variant, seconds, failure) in enumerate(self._train_all(todo, jobs), start=1):
                 seconds_left = (total - done - trained) * (time.monotonic() - start) / trained
                 if failure:
@@ -248,6 +253,8 @@ class Study:
         finally:
             for process in running:
                 process.terminate()
+            for process in running:
+                process.join()
 
     def _start(self, variant: Variant, slot: int, jobs: int):
         args = self._arguments(variant)
@@ -275,6 +282,25 @@ class Study:
             record = read_record(records[-1])
         save_json(self.result_file(variant), record | {"variant": dataclasses.asdict(variant)})
         return ""
+
+
+@contextlib.contextmanager
+def _stopping_on_signals() -> Iterator[None]:
+    """Raise ``Stopped`` in a block after a signal that would otherwise end this process and not its trainings."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number)
+
+    numbers = set(SIGNALS) - {signal.SIGINT} if threading.current_thread() is threading.main_thread() else ()
+    old = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in old.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def _check_weights(cfg: CfgNode, variants: list[Variant], weights: dict[str, str]) -> None:

@@ -81,8 +81,10 @@ def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> bool:
     """Create ``OUTPUT_DIR``, and return whether the run continues from a checkpoint in it.
 
     Raises:
-        GNDetError: if the folder cannot be written to, or a new run would overwrite another one.
+        GNDetError: if the folder is not given or cannot be written to, or a new run would overwrite another one.
     """
+    if not cfg.OUTPUT_DIR:
+        raise GNDetError("OUTPUT_DIR is empty: set it to the folder for the results of the run.")
     folder = Path(cfg.OUTPUT_DIR)
     if is_trained(folder) and not args.resume and not args.eval_only:
         raise GNDetError(

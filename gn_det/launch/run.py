@@ -114,7 +114,8 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace, log_folder: str) -> None:
         keep_freed_memory()
     silence_detectron2()
     if cfg.SEED < 0:  # chosen here, so that result records contain it
-        cfg.SEED = _seed_to_resume(cfg, args) or comm.shared_random_seed() % 2**31
+        seed = _seed_to_resume(cfg, args)
+        cfg.SEED = seed if seed >= 0 else comm.shared_random_seed() % 2**31
     cfg.freeze()
     rank = comm.get_rank()
     loggers = [setup_logger(log_folder, distributed_rank=rank, name="fvcore")]
@@ -139,9 +140,9 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace, log_folder: str) -> None:
 
 
 def _seed_to_resume(cfg: CfgNode, args: argparse.Namespace) -> int:
-    """Return the seed of the run that is resumed; 0 if there is none, or it is not known."""
+    """Return the seed of the run that is resumed; -1 if there is none, or it is not known."""
     resumes = args.resume and not args.eval_only and has_checkpoints(cfg.OUTPUT_DIR)
-    seed = seed_of_run(cfg.OUTPUT_DIR) if comm.is_main_process() and resumes else 0
+    seed = seed_of_run(cfg.OUTPUT_DIR) if comm.is_main_process() and resumes else -1
     return int(comm.all_gather(seed)[0])
 
 

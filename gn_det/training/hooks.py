@@ -80,6 +80,10 @@ class BestCheckpoint(HookBase):
                 f"{self._path} has the best weights by {best['metric']}; the best by {self._metric} will replace them."
             )
 
+    def improves(self, value: float) -> bool:
+        """Return whether a value of the metric is better than the best so far; NaN is not."""
+        return value > self._best.get("value", -math.inf)
+
     def after_step(self) -> None:
         """Save the weights if this iteration was evaluated and is the best so far."""
         self._save_if_best()
@@ -95,7 +99,7 @@ class BestCheckpoint(HookBase):
 
     def _save_if_best(self) -> None:
         value = metric_at_this_iteration(self.trainer, self._metric)
-        if value is None or (self._best and value <= self._best["value"]):
+        if value is None or not self.improves(value):
             return
         trained = min(self.trainer.iter + 1, self.trainer.max_iter)  # in after_train, iter is one too high
         self._best = {"metric": self._metric, "value": value, "iteration": trained}

@@ -175,8 +175,7 @@ class Trainer(DefaultTrainer):
         if self._best and resume:
             self._best.restore()
         if self._stop and resumes and comm.is_main_process():
-            cfg = self.cfg
-            self._stop.restore(past_values(cfg.OUTPUT_DIR, cfg.DATASETS.TEST[0], cfg.TRAIN.METRIC, self.start_iter))
+            self._stop.restore(list(self._past_values(self.cfg.DATASETS.TEST[0]).values()))
 
     def _resume(self) -> None:
         """Go on from the state of the training that was loaded."""
@@ -186,6 +185,35 @@ class Trainer(DefaultTrainer):
         if self.start_iter >= self.max_iter:
             # Result records and model_best.pth take the number of iterations from here.
             self.max_iter, self.cfg = self.start_iter, with_max_iter(self.cfg, self.start_iter)
+
+    def _past_values(self, dataset_name: str) -> dict[int, float]:
+        """Return the values of ``TRAIN.METRIC`` so far, by the number of iterations. Only for the main process."""
+        return past_values(self.cfg.OUTPUT_DIR, dataset_name, self.cfg.TRAIN.METRIC, self.start_iter)
+
+    def before_train(self) -> None:
+        """Same as detectron2's method; in addition, a resumed run repeats an evaluation that was interrupted.
+
+        The checkpoint of an iteration is saved before its evaluation, so the run may have ended between them.
+        """
+        super().before_train()
+        if self._misses_evaluation():
+            self.iter = self.storage.iter = self.start_iter - 1
+            for hook in (self._evaluation, self._best, self._stop):
+                if hook:
+                    hook.after_step()
+            self.iter = self.storage.iter = self.start_iter
+
+    def _misses_evaluation(self) -> bool:
+        """Return whether the evaluation of the checkpoint has no record, or its weights should be the best ones."""
+        done, period = self.start_iter, self.cfg.TEST.EVAL_PERIOD
+        if not self.checkpointer.resumed_from or period <= 0 or done % period or done >= self.max_iter:
+            return False
+        misses = False
+        if comm.is_main_process():
+            values = [self._past_values(name) for name in self.cfg.DATASETS.TEST]
+            misses = any(done not in past for past in values)
+            misses = misses or bool(self._best and self._best.improves(values[0][done]))
+        return bool(comm.all_gather(misses)[0])
 
     def train(self) -> dict | None:
         """Train until ``SOLVER.MAX_ITER`` or an early stop. Same as detectron2's method otherwise.

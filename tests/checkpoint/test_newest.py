@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from gn_det import GNDetError
-from gn_det.checkpoint.checkpointer import Checkpointer
+from gn_det.checkpoint.checkpointer import Checkpointer, ConfigText
 from gn_det.checkpoint.load import read_file
 from gn_det.checkpoint.manifest import MANIFEST
-from gn_det.checkpoint.newest import has_checkpoints, newest_good
+from gn_det.checkpoint.newest import has_checkpoints, newest_good, seed_of_run
 from gn_det.checkpoint.safetensors_io import write_safetensors
+from gn_det.config.files import load_config
 
 GOOD, BAD = "model_0000001.pth", "model_0000003.pth"
 
@@ -191,3 +192,14 @@ def test_a_damaged_file_that_the_user_names_is_not_used(run):
     cut(run / GOOD)
     newest = newest_good(run, resumes=True)
     assert newest.path.name == BAD and len(newest.remarks) == 1 and newest.remarks[0].startswith(f"{GOOD} is not used")
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1])
+def test_seed_of_a_run(tmp_path, seed):
+    config = ConfigText(load_config("quickstart_R18_FPN_gn_scratch", ["SEED", str(seed)]))
+    Checkpointer(nn.Linear(3, 3), str(tmp_path), config=config).save("model_0000001", iteration=1)
+    assert seed_of_run(tmp_path) == seed
+
+
+def test_seed_of_a_run_without_a_config_is_not_known(run):
+    assert seed_of_run(run) == -1

@@ -134,6 +134,13 @@ def test_evaluations_of_the_same_weights_count_once(tmp_path):
     assert len(row.records) == 2
 
 
+def test_a_training_and_an_evaluation_of_its_weights_count_once(tmp_path):
+    trained = write(tmp_path / "run", record(40.0), record(42.0, seed=2))
+    evaluated = write(tmp_path / "evaluation", record(40.0, weights_sha256="a"))
+    (row,) = load_runs([trained, evaluated])
+    assert row.values("box", "AP") == [40.0, 42.0]
+
+
 @pytest.mark.parametrize("value", [1, "x", [1], {"digest": 3}, {"a": 1}])
 def test_malformed_identities_are_ignored(tmp_path, value):
     (row,) = load_runs([write(tmp_path, record(40.0, data=value, train_data=value))])

@@ -74,7 +74,7 @@ def test_each_evaluation_of_other_weights_settings_or_data_has_a_record_of_its_o
     names = [write_record(tmp_path, evaluated | change).name for change in [*changes, {"seed": 2}]]
     assert len(set(names)) == 4 and names[0] == names[-1]
     assert names[0].startswith("x-coco_2017_val-aaaaaaaa-") and names[1].startswith("x-coco_2017_val-bbbbbbbb-")
-    assert past_values(tmp_path, "coco_2017_val", "bbox/AP", until=9) == []  # none is of a training
+    assert past_values(tmp_path, "coco_2017_val", "bbox/AP", until=9) == {}  # none is of a training
 
 
 def test_keys_added_later_do_not_change_the_digest():
@@ -93,9 +93,10 @@ def test_past_values_of_a_metric(tmp_path):
     for iteration, ap in ((30, 3.0), (10, 1.0), (20, None), (40, 4.0), (None, 9.0)):
         write_record(tmp_path, row(iteration=iteration, box={"AP": ap}, dataset="shapes"))
     write_record(tmp_path, row(iteration=10, dataset="other"))
-    assert past_values(tmp_path, "shapes", "bbox/AP", until=30) == [1.0, pytest.approx(math.nan, nan_ok=True), 3.0]
-    assert past_values(tmp_path, "other", "segm/AP75", until=30) == [12.34]
-    assert past_values(tmp_path / "new", "shapes", "bbox/AP", until=30) == []
+    values = past_values(tmp_path, "shapes", "bbox/AP", until=30)
+    assert values == {10: 1.0, 20: pytest.approx(math.nan, nan_ok=True), 30: 3.0}
+    assert past_values(tmp_path, "other", "segm/AP75", until=30) == {10: 12.34}
+    assert past_values(tmp_path / "new", "shapes", "bbox/AP", until=30) == {}
 
 
 def test_digest_of_the_demo_equals_its_record():

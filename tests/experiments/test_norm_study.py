@@ -1,5 +1,9 @@
 import json
 import multiprocessing
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from gn_det.data import shapes
 from gn_det.experiments.norm_study import Study, Variant, overrides, plan
 from gn_det.launch.arguments import argument_parser
 from gn_det.modeling.norm import NORM_KEYS, get_key
+from gn_det.training.guards.signals import Stopped
 
 QUICK = "quickstart_R18_FPN_gn_scratch"
 
@@ -166,3 +171,38 @@ def test_study_reports_a_failed_training_and_continues_with_the_others(tmp_path,
     assert len(lines) == 4 and sum("box AP 40.0" in line for line in lines) == 2
     kept = [json.loads(path.read_text()) for path in (tmp_path / "records").iterdir()]
     assert [row["iteration"] for row in kept] == [200, 200]
+
+
+def test_a_training_that_only_has_best_weights_is_continued(tmp_path):
+    study = Study(arguments(tmp_path), plan(["GN"], [2], 1), {})
+    (variant,) = study.variants
+    assert not study._arguments(variant).resume
+    (tmp_path / variant.name).mkdir()
+    (tmp_path / variant.name / "model_best.pth").touch()
+    assert study._arguments(variant).resume
+
+
+def test_a_signal_ends_the_study_and_its_trainings(tmp_path, monkeypatch):
+    study = Study(arguments(tmp_path), plan(["GN", "BN"], [2], 1), {})
+    started = []
+
+    def start(variant, slot, jobs):
+        started.append(multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)))
+        started[-1].start()
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return started[-1]
+
+    def outside(number, frame):
+        raise AssertionError("the signal did not reach the study")
+
+    old = signal.signal(signal.SIGTERM, outside)
+    monkeypatch.setattr(study, "_start", start)
+    try:
+        with pytest.raises(Stopped) as error:
+            study.run()
+        assert error.value.code == 143 and signal.getsignal(signal.SIGTERM) is outside
+        assert [process.exitcode is None for process in started] == [False]
+    finally:
+        signal.signal(signal.SIGTERM, old)
+        for process in started:
+            process.kill()

@@ -213,6 +213,13 @@ MISTAKES = {
     "json without images": (["--train-json", "x.json"], "--train-json and --train-images go together"),
     "missing json": (["--train-json", "x.json", "--train-images", "."], "annotation file x.json does not exist"),
     "evaluation without weights": (["--eval-only"], "--eval-only needs weights"),
+    "no output folder": (["OUTPUT_DIR", ""], "OUTPUT_DIR is empty: set it"),
+    "seed that is too large": (["SEED", "4294967295"], "SEED is 4294967295; it must be at most 4294901760"),
+    "negative number of data workers": (
+        ["DATALOADER.NUM_WORKERS", "-1"],
+        "DATALOADER.NUM_WORKERS is -1; it must be 0 or",
+    ),
+    "negative size": (["INPUT.MIN_SIZE_TEST", "-5"], "INPUT.MIN_SIZE_TEST is -5; it must be 0 or more"),
     "output folder that cannot be created": (["OUTPUT_DIR", "/proc/nowhere/out"], "cannot be created"),
     "negative learning rate": (["SOLVER.BASE_LR", "-1.0"], "must be above 0"),
     "batch that processes cannot share": (["--num-gpus", "3", "SEED", "1"], "use a multiple of 3"),

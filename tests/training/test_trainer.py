@@ -279,6 +279,30 @@ def test_best_weights_of_a_run_that_crashed_before_its_first_checkpoint_are_kept
     assert load(tmp_path / "out/model_best.pth")["best"]["value"] == 5.0
 
 
+def test_a_resumed_run_repeats_the_evaluation_that_was_interrupted(make, tmp_path):
+    often = ("SOLVER.CHECKPOINT_PERIOD", 2)
+    with pytest.raises(RuntimeError):
+        make(*BEST, *EMA, *often, values={2: 1.0, 4: "fails"}).train()
+    make(*BEST, *EMA, *often, values={4: 3.0, 6: 2.0}, resume=True).train()
+    assert [iteration for iteration, _ in Tiny.evaluated] == [4, 6]
+    best = load(tmp_path / "out/model_best.pth")
+    assert best["best"] == {"metric": "bbox/AP", "value": 3.0, "iteration": 4}
+    assert same(best["model"], load(tmp_path / "out/model_0000003.pth")["model"])
+
+
+def test_an_evaluation_is_repeated_if_its_best_weights_were_not_saved(make, tmp_path):
+    often = ("SOLVER.CHECKPOINT_PERIOD", 2)
+    make(*BEST, *often, values={2: 1.0, 4: 3.0, 6: 2.0}).train()
+    (tmp_path / "out/last_checkpoint").write_text("model_0000003.pth")
+    make(*BEST, *often, values={6: 2.0}, resume=True).train()
+    assert [iteration for iteration, _ in Tiny.evaluated] == [6]
+    (tmp_path / "out/model_best.pth").unlink()
+    (tmp_path / "out/last_checkpoint").write_text("model_0000003.pth")
+    make(*BEST, *often, values={4: 3.0, 6: 2.0}, resume=True).train()
+    assert [iteration for iteration, _ in Tiny.evaluated] == [4, 6]
+    assert load(tmp_path / "out/model_best.pth")["best"]["iteration"] == 4
+
+
 STOP = ("TRAIN.EARLY_STOP.PATIENCE", 2, "SOLVER.MAX_ITER", 20)
 
 
@@ -319,6 +343,16 @@ def test_resumed_run_counts_the_evaluation_of_the_iteration_of_its_checkpoint(ma
         make(*STOP, "SOLVER.CHECKPOINT_PERIOD", 4, values=values).train()
     make(*STOP, "SOLVER.CHECKPOINT_PERIOD", 4, values={6: 4.0, 8: 6.0}, resume=True).train()
     assert [iteration for iteration, _ in Tiny.evaluated] == [6]
+
+
+def test_a_repeated_evaluation_can_stop_the_run_early(make, caplog):
+    often = (*STOP, "SOLVER.CHECKPOINT_PERIOD", 2)
+    with pytest.raises(RuntimeError):
+        make(*often, values={2: 5.0, 4: 4.0, 6: "fails"}).train()
+    caplog.set_level(logging.INFO)
+    make(*often, values={6: 4.0, 8: 6.0}, resume=True).train()
+    assert [iteration for iteration, _ in Tiny.evaluated] == [6] and not Tiny.raw
+    assert "Training stops early, after 6 of 20 iterations" in caplog.text
 
 
 def test_all_processes_stop_when_the_main_process_stops(make, monkeypatch):
