@@ -177,20 +177,42 @@ def describe_mask(row: dict, known: Annotations) -> str:
     return f"{name_of(row)} has a run-length mask whose runs do not make {height} x {width} pixels: {counts}"
 
 
-def repair_mask(row: dict, known: Annotations) -> bool:
-    """Keep the polygons that are valid, or read the run lengths in the way that fits the box, or remove the mask."""
-    mask, box = row.pop("segmentation"), row.get("bbox")
-    if type(mask) is list:
-        valid = [part for part in mask if is_polygon(part)]
-        row["segmentation"] = valid if box_of_mask(valid) else None
-    elif type(mask) is dict and is_box(box):
-        width, height = known.size(row)
-        row["segmentation"] = reread_runs(mask, height, width, box)
-    if not row.get("segmentation"):
-        row.pop("segmentation", None)
-        if is_box(box):
-            row["segmentation"] = box_as_polygon(box)
+def has_some_polygons(row: dict, known: Annotations) -> bool:
+    """Test whether some of the polygons are valid, and others are not."""
+    mask = row.get("segmentation")
+    return type(mask) is list and has_bad_mask(row, known) and box_of_mask(valid_polygons(mask)) is not None
+
+
+def valid_polygons(mask: list) -> list:
+    """Return the polygons of at least 3 points."""
+    return [part for part in mask if is_polygon(part)]
+
+
+def keep_polygons(row: dict, known: Annotations) -> bool:
+    """Leave out the polygons that are not valid."""
+    row["segmentation"] = valid_polygons(row["segmentation"])
     return True
+
+
+def reread_mask(row: dict, known: Annotations) -> dict | None:
+    """Return the reading of run lengths that fits the box; None if none does, or if the mask is valid."""
+    mask, box = row.get("segmentation"), row.get("bbox")
+    if type(mask) is not dict or not has_bad_mask(row, known) or not is_box(box):
+        return None
+    width, height = known.size(row)
+    return reread_runs(mask, height, width, box)
+
+
+def set_reread_mask(row: dict, known: Annotations) -> bool:
+    """Replace run lengths by the reading that fits the box."""
+    row["segmentation"] = reread_mask(row, known)
+    return True
+
+
+def replace_mask(row: dict, known: Annotations) -> bool:
+    """Make the box the mask, if there is a box."""
+    row.pop("segmentation")
+    return set_box_mask(row, known) if is_box(row.get("bbox")) else True
 
 
 def remove_mask(row: dict, known: Annotations) -> bool:

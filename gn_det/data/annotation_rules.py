@@ -92,13 +92,29 @@ ANNOTATION_RULES = (
         "the annotation is left out, as in detectron2",
     ),
     Rule(
+        "annotation: faulty polygons among others",
+        Action.FIX,
+        fields.has_some_polygons,
+        fields.describe_mask,
+        fields.keep_polygons,
+        "the faulty polygons are left out",
+    ),
+    Rule(
+        "annotation: run lengths of another kind",
+        Action.FIX,
+        lambda row, known: fields.reread_mask(row, known) is not None,
+        fields.describe_mask,
+        fields.set_reread_mask,
+        "they are read in the way that fits the box: as pairs of start and length, along the rows, or cut or extended "
+        "to the size of the image",
+    ),
+    Rule(
         "annotation: mask that cannot be read",
         Action.FIX,
         fields.has_bad_mask,
         fields.describe_mask,
-        fields.repair_mask,
-        "run lengths are read in the way that fits the box, faulty polygons are left out, and an object that then has no "
-        "mask gets its box as the mask",
+        fields.replace_mask,
+        "the box becomes the mask; MODEL.MASK_ON False trains without masks",
     ),
     Rule(
         "annotation: bbox that the mask can give",
@@ -158,11 +174,16 @@ ANNOTATION_RULES = (
     ),
 )
 
+_MASK_REPAIRS = (
+    "annotation: faulty polygons among others",
+    "annotation: run lengths of another kind",
+    "annotation: no mask",
+)
 #: With ``MODEL.MASK_ON False``: a faulty mask is removed, and a missing one is not a problem.
 BOX_RULES = tuple(
     replace(rule, action=Action.READ, repair=fields.remove_mask, remedy="the mask, which is not used, is removed")
     if rule.test is fields.has_bad_mask
     else rule
     for rule in ANNOTATION_RULES
-    if rule.test is not fields.lacks_mask
+    if rule.name not in _MASK_REPAIRS
 )

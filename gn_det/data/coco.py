@@ -111,14 +111,20 @@ def check_annotations(data: dict, options: Options) -> Problems:
     return problems
 
 
-def describe_refused(json_file: str | Path, problems: Problems) -> str:
-    """Return the problems because of which data are refused, and what to do, as the end of a sentence."""
-    refused = problems.refused()
+def describe_refused(json_file: str | Path, problems: Problems, fixed: bool = False) -> str:
+    """Return the problems because of which data are refused, and what to do, as the end of a sentence.
+
+    Args:
+        fixed: whether this is about those that remain after ``--fix``.
+    """
+    refused = [problem for problem in problems.refused() if problem.action is Action.HAND or not fixed]
     count = sum(problem.count for problem in refused)
     kinds = f" of {len(refused)} kinds" if len(refused) > 1 else ""
     listed = "; ".join(problem.sentence() for problem in refused)
     by_hand = sum(problem.action is Action.HAND for problem in refused)
-    if not by_hand:
+    if fixed:
+        todo = "; correct them by hand"
+    elif not by_hand:
         todo = f"; gn-det check {json_file} --fix NEW.json writes a repaired copy"
     else:
         todo = f"; gn-det check {json_file} --fix NEW.json repairs the others" if by_hand < len(refused) else ""
@@ -138,10 +144,11 @@ def describe(data: dict) -> dict:
     }
 
 
-def save_annotations(path: str | Path, data: dict) -> None:
-    """Write annotations as JSON atomically, row by row, so that little memory is needed."""
+def save_annotations(path: str | Path, data: dict) -> Path:
+    """Write annotations as JSON atomically, row by row, so that little memory is needed. Returns the path."""
+    path = Path(path)
     with contextlib.suppress(OSError):  # replacing() raises the error
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         for number, (key, value) in enumerate(data.items()):
             file.write(f"{', ' if number else '{'}{json.dumps(key)}: ")
@@ -152,6 +159,7 @@ def save_annotations(path: str | Path, data: dict) -> None:
             else:
                 file.write(json.dumps(value))
         file.write("}\n")
+    return path
 
 
 def register_again(name: str, json_file: str, image_root: str, classes: list[str], ids: list[int]) -> None:

@@ -120,6 +120,16 @@ FIX = {
     "annotation: unknown category_id": (changed("annotations", category_id=None), "annotations", {"image_id": 2}),
     "annotation: unknown iscrowd": (changed("annotations", iscrowd=2), "annotations", {"iscrowd": 0}),
     "annotation: mask that cannot be read": (
+        changed("annotations", segmentation="mask.png"),
+        "annotations",
+        {"segmentation": POLYGON},
+    ),
+    "annotation: run lengths of another kind": (
+        changed("annotations", segmentation={"size": [48, 32], "counts": RUNS}),
+        "annotations",
+        {"image_id": 1},
+    ),
+    "annotation: faulty polygons among others": (
         changed("annotations", segmentation=[*POLYGON, [1, 2, 3]]),
         "annotations",
         {"segmentation": POLYGON},
