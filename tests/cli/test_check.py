@@ -46,7 +46,11 @@ def test_problems_are_printed_with_their_types_and_fixed(tool, folder):
     assert 'annotation 1 has image_id "1", and the image has id 1' in " ".join(out.split())
     before = path.read_text()
     code, out, _ = tool(path, "--images", folder / "train", "--fix", folder / "new.json")
-    assert code == 0 and "The bbox is computed from the mask." in " ".join(out.split()) and "Wrote the repaired copy" in out
+    assert (
+        code == 0
+        and "The bbox is computed from the mask." in " ".join(out.split())
+        and "Wrote the repaired copy" in out
+    )
     assert path.read_text() == before
     code, out, _ = tool(folder / "new.json", "--images", folder / "train")
     assert code == 0 and "no problems" in out
