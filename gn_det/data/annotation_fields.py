@@ -32,6 +32,7 @@ class Annotations:
         categories: ids of the categories.
         has_masks: whether any annotation has a mask.
         seen: {key of the content: the first row with it}.
+        last_mask: the mask that was checked last, and whether it is bad.
     """
 
     images: dict
@@ -39,6 +40,7 @@ class Annotations:
     categories: set
     has_masks: bool
     seen: dict[int, dict] = field(default_factory=dict)
+    last_mask: tuple[Any, bool] = (None, False)
 
     def size(self, row: dict) -> tuple[int, int]:
         """Return width and height of the image of an annotation."""
@@ -146,12 +148,14 @@ def set_mask(row: dict, known: Annotations) -> bool:
 def has_bad_mask(row: dict, known: Annotations) -> bool:
     """Test whether there is a mask that cannot be read, or is empty."""
     mask = row.get("segmentation")
-    if is_empty(mask):
-        return False
-    if type(mask) is dict:
-        width, height = known.size(row)
-        return not fits_image(mask, height, width) or box_of_mask(mask) is None
-    return type(mask) is not list or not all(map(is_polygon, mask)) or box_of_mask(mask) is None
+    if mask is not known.last_mask[0] or mask is None:  # several rules ask
+        known.last_mask = (mask, not is_empty(mask) and not _is_valid(mask, *known.size(row)))
+    return known.last_mask[1]
+
+
+def _is_valid(mask: Any, width: int, height: int) -> bool:
+    valid = fits_image(mask, height, width) if type(mask) is dict else type(mask) is list and all(map(is_polygon, mask))
+    return valid and box_of_mask(mask) is not None
 
 
 def describe_mask(row: dict, known: Annotations) -> str:

@@ -6,6 +6,7 @@ are generated at first use.
 
 import contextlib
 import functools
+import gc
 import json
 import logging
 import os
@@ -219,7 +220,8 @@ def read_annotations(json_file: str | Path) -> dict:
         GNDetError: the file does not exist, is not JSON, or lacks one of these lists.
     """
     try:
-        data = json.loads(Path(json_file).read_bytes())
+        with _without_garbage_collection():
+            data = json.loads(Path(json_file).read_bytes())
     except FileNotFoundError:
         raise GNDetError(f"The annotation file {json_file} does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -233,6 +235,18 @@ def read_annotations(json_file: str | Path) -> dict:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise GNDetError(f"{json_file} is not in COCO format: it has no list {key!r} of JSON objects.")
     return data
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause the collection of reference cycles, which JSON does not have, and which takes a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 # What else the export of a program may be, and how to recognize it.
