@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from textwrap import fill
 
+from ..config.files import load_config
 from ..data.cleaning import Options
 from ..data.coco import check_annotations, describe, describe_refused, read_annotations, save_annotations
 from ..data.rules import Action, Problems
@@ -26,6 +27,13 @@ def check_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", metavar="DIR", help="image folder; without it, no image files are checked")
     parser.add_argument("--no-masks", action="store_true", help="check as for MODEL.MASK_ON False")
     parser.add_argument("--fix", metavar="OUT.json", help="write a repaired copy")
+    parser.add_argument("--page", metavar="OUT.html", help="write a page with problems, classes, sizes and samples")
+    parser.add_argument(
+        "--config",
+        default="mask_rcnn_R50_FPN_gn",
+        metavar="FILE",
+        help="config whose image sizes and anchors the page uses (default: %(default)s)",
+    )
     return parser
 
 
@@ -42,6 +50,8 @@ def check(args: argparse.Namespace) -> bool:
         raise GNDetError(f"The image folder {args.images} does not exist.")
     if args.fix and Path(args.fix).resolve() == Path(args.annotations).resolve():
         raise GNDetError(f"--fix {args.fix} is the file that is checked: write the copy to another file.")
+    if args.page and not args.images:
+        raise GNDetError("--page draws samples: pass the image folder with --images DIR.")
     data = read_annotations(args.annotations)
     options = Options(Path(args.images) if args.images else None, not args.no_masks, bool(args.fix))
     problems = check_annotations(data, options)
@@ -55,6 +65,12 @@ def check(args: argparse.Namespace) -> bool:
             f"\n{args.fix or args.annotations}: {facts['images']:,} images, {facts['objects']:,} objects, "
             f"{facts['crowds']:,} crowd regions, {len(facts['classes'])} classes."
         )
+    if args.page:
+        from ..report.data_page import write_data_page  # matplotlib takes a second to import
+
+        cfg = load_config(args.config)
+        write_data_page(args.page, Path(args.annotations).name, data, args.images, problems, cfg)
+        print(f"Wrote the page {args.page}.")
     if args.fix:
         if remaining:
             reason = describe_refused(args.annotations, problems, fixed=True)

@@ -111,6 +111,14 @@ def check_data(rows: list[dict], classes: list[str], cfg: CfgNode, train: bool =
     }
 
 
+def sides_of(rows: list[dict], cfg: CfgNode, train: bool = True) -> np.ndarray:
+    """Return (M,) the square root of the box area of each object, in pixels after resizing for the model.
+
+    The arguments are those of :func:`check_data`.
+    """
+    return _collect_objects(rows, np.array([_scale(row, cfg, train) for row in rows])).side
+
+
 def _scale(row: dict, cfg: CfgNode, train: bool) -> float:
     """Return the factor by which an image is resized for the model."""
     shorts = cfg.INPUT.MIN_SIZE_TRAIN if train else (cfg.INPUT.MIN_SIZE_TEST,)

@@ -80,3 +80,10 @@ def test_copy_of_a_copy_is_the_same(tool, folder):
     tool(folder / "train.json", "--fix", folder / "a.json")
     tool(folder / "a.json", "--fix", folder / "b.json")
     assert read_annotations(folder / "a.json") == read_annotations(folder / "b.json")
+
+
+def test_page(tool, folder):
+    pytest.importorskip("cv2", reason="detectron2's Visualizer needs OpenCV")
+    code, out, _ = tool(folder / "train.json", "--images", folder / "train", "--page", "page.html")
+    assert code == 0 and "Wrote the page page.html." in out and "<h2>Samples</h2>" in Path("page.html").read_text()
+    assert "pass the image folder" in tool(folder / "train.json", "--page", "page.html")[2]
