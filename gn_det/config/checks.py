@@ -11,6 +11,8 @@ from detectron2.utils import comm
 from ..errors import GNDetError, did_you_mean
 from ..metrics import metric_names
 from ..modeling.norm import NORM_KEYS, PER_SAMPLE, check_norm, get_key
+from .finite import check_finite
+from .graph_checks import check_cuda_graphs
 
 # (norm key, key that names the part that reads the norm key, names of gn_det's versions of that part).
 # Only gn_det's versions support all values of the norm key.
@@ -40,6 +42,7 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
     Raises:
         GNDetError: for the first mistake found, in one sentence.
     """
+    check_finite(cfg)
     for key in NORM_KEYS:
         check_norm(cfg, key)
     for part in _PARTS:
@@ -221,7 +224,8 @@ def check_training_options(cfg: CfgNode) -> None:
     Checks the section ``TRAIN``, and ``SOLVER.AMP``.
     """
     train = cfg.TRAIN
-    for name, value in (("EARLY_STOP.PATIENCE", train.EARLY_STOP.PATIENCE), ("PICTURES", train.PICTURES)):
+    for name in ("KEEP_CHECKPOINTS", "EARLY_STOP.PATIENCE", "PICTURES", "SKIP_NONFINITE", "STALL_MINUTES"):
+        value = get_key(cfg, f"TRAIN.{name}")
         if value is None or value < 0:
             raise GNDetError(f"TRAIN.{name} is {value}; it must be 0 (off) or more.")
     delta = train.EARLY_STOP.MIN_DELTA
@@ -236,6 +240,7 @@ def check_training_options(cfg: CfgNode) -> None:
     if cfg.SOLVER.AMP.ENABLED:
         _check_amp(cfg)
     check_accumulation(cfg, comm.get_world_size())
+    check_cuda_graphs(cfg, comm.get_world_size())
     if train.CHECKPOINT_ACTIVATIONS and cfg.MODEL.RESNETS.NORM not in (*PER_SAMPLE, "FrozenBN", ""):
         raise GNDetError(
             f"TRAIN.CHECKPOINT_ACTIVATIONS is True, but MODEL.RESNETS.NORM is {cfg.MODEL.RESNETS.NORM}, whose running "

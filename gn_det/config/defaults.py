@@ -111,6 +111,13 @@ KEYS = (
         "never",
     ),
     Key(
+        "TRAIN.KEEP_CHECKPOINTS",
+        0,
+        "Keep only this number of the checkpoints that are saved every `SOLVER.CHECKPOINT_PERIOD` iterations, the newest "
+        "ones. `model_final.pth` and `model_best.pth` are not counted and always kept. 0: keep all.",
+        "never",
+    ),
+    Key(
         "TRAIN.EARLY_STOP.PATIENCE",
         0,
         "Stop training after this number of consecutive evaluations without an improvement of `TRAIN.METRIC`. Needs "
@@ -156,7 +163,35 @@ KEYS = (
         "Train with weights and images in the channels_last memory format.",
         "never",
     ),
+    Key(
+        "TRAIN.FEWER_SYNCS",
+        False,
+        "Let the host wait for the GPU less often in training: match, sample, propose and rasterize masks on the device, "
+        "with fixed sizes. With the same samples, the losses agree to rounding. Not measured on a GPU yet; slower on a CPU.",
+        "never",
+    ),
     Key("TRAIN.COMPILE", False, "Compile the backbone with `torch.compile`.", "never"),
+    Key(
+        "TRAIN.CUDA_GRAPHS",
+        False,
+        "On a GPU, capture the forward and backward pass of the backbone and of the RPN head as CUDA graphs, one per padded "
+        "size of the batch. Batches of images of different sizes run without, unless `MODEL.GN.IGNORE_PADDING` is `False`. "
+        "Not measured on a GPU yet. No effect on CPUs.",
+        "never",
+    ),
+    Key(
+        "TRAIN.SKIP_NONFINITE",
+        0,
+        "Number of batches that a run may skip because a loss or a gradient is NaN or infinite. The next such batch ends "
+        "the training.",
+    ),
+    Key(
+        "TRAIN.STALL_MINUTES",
+        30.0,
+        "End the run if no process makes progress for this number of minutes, in training and in evaluation: loading, "
+        "forward pass and backward pass of a batch must each take less. 0: never.",
+        "never",
+    ),
     Key(
         "TRAIN.PICTURES",
         3,
@@ -196,6 +231,29 @@ KEYS = (
         "INFERENCE.DTYPE",
         "float32",
         "Data type of convolutions and GN in inference: `float32` or `bfloat16` (fast on CPUs with AVX-512 BF16 or AMX).",
+    ),
+    Key(
+        "INFERENCE.CUDA_GRAPHS",
+        False,
+        "On a GPU, replay the backbone and the RPN head as CUDA graphs, one per padded size of the batch. Batches of images "
+        "of different sizes run without, unless `MODEL.GN.IGNORE_PADDING` is `False`. Not measured on a GPU yet. No effect "
+        "on CPUs.",
+        "never",
+    ),
+    Key(
+        "INFERENCE.PASTE_ON_HOST",
+        False,
+        "On a GPU, copy each mask to the host as the model predicts it (28x28) and paste it there, in evaluation only "
+        "within its box. `False`: paste on the GPU, and copy bitmaps of the size of the image. Not measured on a GPU yet. "
+        "No effect on CPUs, where evaluation always pastes within boxes.",
+        "never",
+    ),
+    Key(
+        "INFERENCE.PREFETCH",
+        False,
+        "On a GPU, read the next images in a thread, into pinned memory, while the model runs. Not measured on a GPU yet. "
+        "No effect on CPUs.",
+        "never",
     ),
 )
 

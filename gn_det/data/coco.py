@@ -18,17 +18,17 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils import comm
-from PIL import Image
 
 from ..errors import GNDetError
 from ..files import replacing
 from . import shapes
 from .cleaning import Options, clean
+from .find_files import is_below
+from .image_files import file_problems, read_size
+from .paths import check_file_names
 from .rules import Action, Problems
 
 logger = logging.getLogger(__name__)
-
-_ORIENTATION = 0x0112  # EXIF tag; values of 5 and above swap width and height
 
 
 def dataset_root() -> Path:
@@ -105,10 +105,11 @@ def check_annotations(data: dict, options: Options) -> Problems:
     Returns:
         the problems, see :func:`gn_det.data.cleaning.clean`.
     """
-    problems = clean(data, options, _read_size)
-    for sentence in _image_problems(data["images"], options.image_root) if options.image_root else ():
-        kind = re.sub(r"\d+", "N", sentence.removeprefix(str(options.image_root)).partition(" ")[2])
-        problems.add(f"image file: {kind}", Action.HAND, "correct the file or the JSON", sentence)
+    problems = clean(data, options, read_size)
+    for name, problem in file_problems(data["images"], options.image_root) if options.image_root else ():
+        kind = re.sub(r"\d+", "N", " ".join(problem.split()[:3]))
+        example = f"{options.image_root}/{name} {problem}"
+        problems.add(f"image file: {kind}", Action.HAND, "correct the file or the JSON", example)
     return problems
 
 
@@ -177,9 +178,11 @@ def register_again(name: str, json_file: str, image_root: str, classes: list[str
 
 
 def _load_again(json_file: str, image_root: str, name: str) -> list[dict]:
-    if problem := next(_image_problems(read_annotations(json_file)["images"], None), None):
+    if problem := next(_image_problems(read_annotations(json_file)["images"]), None):
         raise GNDetError(f"{json_file} has changed since the run: {problem}.")
-    return load_coco_json(json_file, image_root, name)
+    rows = load_coco_json(json_file, image_root, name)
+    check_file_names([name], rows)
+    return rows
 
 
 def _register(
@@ -264,7 +267,8 @@ def _valid_id(value: object) -> object:
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
-def _image_problems(rows: list[dict], image_root: Path | None) -> Iterator[str]:
+def _image_problems(rows: list[dict]) -> Iterator[str]:
+    """Yield the problems of the images of a clean copy that may have been changed."""
     if not rows:
         yield "it has no images"
     seen = set()
@@ -279,38 +283,8 @@ def _image_problems(rows: list[dict], image_root: Path | None) -> Iterator[str]:
             yield f"image {number} has no height and width in pixels"
         if not isinstance(name, str) or not name:
             yield f"image {number} has no file_name"
-        elif Path(name).is_absolute() or ".." in Path(name).parts or "://" in name:
-            yield f"the file_name {name!r} of image {number} points outside {image_root or 'the image folder'}"
-        elif image_root and (problem := _file_problem(image_root / name, row)):
-            yield f"{image_root / name} {problem}"
-
-
-def _file_problem(path: Path, row: dict) -> str | None:
-    """Check an image file. Only its header is read, so that a large dataset is checked in seconds."""
-    if not path.is_file():
-        return "does not exist"
-    try:
-        with Image.open(path) as image:
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            size = image.size[::-1] if orientation >= 5 else image.size
-            if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-                return "has more than 8 bits per channel, which detectron2 clips at 255: save it with 8 bits"
-            if image.format == "TIFF" and orientation > 1:
-                return "is a TIFF with an EXIF orientation, which detectron2 applies twice: save the rotated pixels"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"cannot be read as an image ({type(error).__name__})"
-    if size != (row.get("width"), row.get("height")):  # size after detectron2 has applied the EXIF orientation
-        return f"has {size[0]} x {size[1]} pixels, but the JSON declares {row.get('width')} x {row.get('height')}"
-    return None
-
-
-def _read_size(path: Path) -> tuple[int, int] | None:
-    """Return width and height of an image after detectron2 has applied the EXIF orientation."""
-    try:
-        with Image.open(path) as image:
-            return image.size[::-1] if image.getexif().get(_ORIENTATION, 1) >= 5 else image.size
-    except Exception:  # decoders raise exceptions of any type on damaged files
-        return None
+        elif not is_below(name):
+            yield f"the file_name {name!r} of image {number} points outside the image folder"
 
 
 def _load_shapes(split: str) -> list[dict]:

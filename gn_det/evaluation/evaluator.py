@@ -24,10 +24,13 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..acceleration.inference import precision
+from ..acceleration.prefetch import Prefetcher
+from ..acceleration.roi_masks import without_pasting
 from ..errors import GNDetError
+from ..files import read_json
 from ..metrics import COCO_LIMIT, METRICS, RECALLS, metric_names_at
 from . import fast_coco, limits
-from .fast_coco import encode_masks
+from .fast_coco import split_masks
 from .hotcoco_data import SHAPE_KEYS
 from .records import Weights, format_table, make_record, write_record
 
@@ -53,18 +56,15 @@ class COCOEvaluator(StockCOCOEvaluator):
         super().__init__(*args, use_fast_impl=False, **kwargs)
         self._fast, self._name, self._limit = use_fast_impl, args[0], limit
         if limit > COCO_LIMIT:
-            self._max_dets_per_image = [*self._max_dets_per_image, limit]
+            self._max_dets_per_image = [*self._max_dets_per_image, limit]  # type: ignore[has-type]
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Same as detectron2's method, but encode masks with :func:`encode_masks` if possible."""
+        """Same as detectron2's method, but encode masks with :func:`split_masks` if possible."""
         for image, output in zip(inputs, outputs, strict=True):
             masks = None
-            if self._fast and "instances" in output and output["instances"].has("pred_masks"):
-                instances = output["instances"].to(self._cpu_device)
-                masks = encode_masks(instances.pred_masks, instances.pred_boxes.tensor)
-                if masks is not None:
-                    instances.remove("pred_masks")
-                    output = {**output, "instances": instances}
+            if "instances" in output:
+                instances, masks = split_masks(output["instances"].to(self._cpu_device), self._fast)
+                output = {**output, "instances": instances}
             super().process([image], [output])
             if masks:
                 for row, mask in zip(self._predictions[-1]["instances"], masks, strict=True):
@@ -162,10 +162,7 @@ def read_detections(path: str | Path) -> list[dict]:
         GNDetError: the file cannot be read, is not in that format, or has a score or box that is
             not finite.
     """
-    try:
-        rows = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise GNDetError(f"The detections {path} cannot be read: {error}.") from None
+    rows = read_json(path, f"The detections {path}")
     keys = {"image_id", "category_id", "score"}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
         raise GNDetError(
@@ -232,6 +229,7 @@ def evaluate(
     loader,
     iteration: int | None = None,
     weights: Weights | None = None,
+    callbacks: dict[str, Callable[[], None]] | None = None,
 ) -> dict:
     """Evaluate a model on a dataset. The main process writes the record and logs the table of AP.
 
@@ -240,18 +238,30 @@ def evaluate(
         iteration: number of iterations trained so far, for the record; None if the model was not
             trained by this run.
         weights: the weights of the model if it was not trained by this run.
+        callbacks: functions to call "on_start", "before_inference" of each batch, and "on_end".
 
     Returns:
         the dict of :func:`evaluate_detections`; empty in all processes except the main process.
     """
     seconds: list[float] = []
     starts: list[float] = []
-    callbacks: dict[str, Callable[[], None]] = {
-        "before_inference": lambda: starts.append(_synchronized_time()),
+    callbacks = callbacks or {}
+
+    def before_inference() -> None:
+        if before := callbacks.get("before_inference"):
+            before()
+        starts.append(_synchronized_time())
+
+    timed = {
+        "before_inference": before_inference,
         "after_inference": lambda: seconds.append(_synchronized_time() - starts[-1]),
     }
+    device = torch.device(cfg.MODEL.DEVICE)
+    if cfg.INFERENCE.PREFETCH and device.type == "cuda":
+        loader = Prefetcher(loader, device)
+    model = without_pasting(model, cfg.INFERENCE.PASTE_ON_HOST)
     with precision(cfg):
-        results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks)
+        results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks | timed)
     if not comm.is_main_process():
         return {}
     median = sorted(seconds)[len(seconds) // 2] / cfg.INFERENCE.BATCH_SIZE

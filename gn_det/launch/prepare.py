@@ -10,13 +10,15 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ..acceleration.device import choose_device
+from ..checkpoint.newest import has_checkpoints
 from ..checkpoint.uri import check_name
 from ..config.checks import check_accumulation, check_config, datasets_of_run
+from ..config.graph_checks import check_cuda_graphs
 from ..data.coco import register_coco_json
 from ..errors import GNDetError
 from ..evaluation.run_folder import register_datasets
 from .arguments import config_from_args
-from .output_dir import OWN, has_checkpoint, is_trained, staged_file
+from .output_dir import OWN, is_trained, staged_file
 
 
 def prepare(args: argparse.Namespace, needs_weights: bool = True) -> CfgNode:
@@ -51,6 +53,7 @@ def prepare(args: argparse.Namespace, needs_weights: bool = True) -> CfgNode:
         )
     if not args.eval_only:
         check_accumulation(cfg, processes)
+        check_cuda_graphs(cfg, processes)
     if args.eval_only and needs_weights and not cfg.MODEL.WEIGHTS and not has_checkpoint:
         raise GNDetError("--eval-only needs weights: set MODEL.WEIGHTS, or pass --resume with the OUTPUT_DIR of a run.")
     if args.eval_only and not cfg.DATASETS.TEST:
@@ -91,7 +94,7 @@ def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> bool:
         raise GNDetError(f"OUTPUT_DIR {folder} cannot be created: {error.strerror}.") from None
     if not os.access(folder, os.W_OK):
         raise GNDetError(f"OUTPUT_DIR {folder} cannot be written to: use another OUTPUT_DIR.")
-    return bool(args.resume) and has_checkpoint(folder)
+    return bool(args.resume) and has_checkpoints(folder)
 
 
 def _register_datasets_of_run(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Hooks that run after evaluations: save the best weights, stop training early, and show predictions."""
+"""Hooks: save the best weights, stop training early, show predictions, and read metrics from the device."""
 
 import importlib.util
 import logging
@@ -14,15 +14,15 @@ from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.logger import log_first_n
-from fvcore.common.checkpoint import Checkpointer
 from PIL import Image
 
+from ..acceleration.on_device.scalars import PERIOD, read_scalars
+from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.saving import BEST_FILE
 from ..errors import GNDetError
-from ..files import replacing
 
 logger = logging.getLogger(__name__)
 
-BEST_FILE = "model_best.pth"
 _TRAINING_STATE = ("trainer", "raw_model")  # entries of a checkpoint that only a resumed training needs
 _IMAGE_SIZE = 640  # longer side in pixels; kept small because all images stay in the event file
 
@@ -103,8 +103,7 @@ class BestCheckpoint(HookBase):
         for name, stateful in self._checkpointer.checkpointables.items():
             if name not in _TRAINING_STATE:
                 data[name] = stateful.state_dict()
-        with replacing(self._path) as temporary:
-            torch.save(data, temporary)
+        self._checkpointer.write(BEST_FILE, data)
         logger.info(f"{self._metric} {value:.2f} is the best so far; saved {self._path}")
 
 
@@ -197,10 +196,27 @@ def show_predictions(cfg: CfgNode) -> None:
         return
     from ..drawing.instances import draw_predictions  # needs cv2
 
-    with tempfile.TemporaryDirectory() as folder:
-        for path in draw_predictions(name, detections, folder, number=cfg.TRAIN.PICTURES):
-            with Image.open(path) as picture:
-                picture.thumbnail((_IMAGE_SIZE, _IMAGE_SIZE))
-                pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-            drawn = path.relative_to(folder).with_suffix("").as_posix()
-            get_event_storage().put_image(f"{name}/{drawn}", pixels.copy())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for path in draw_predictions(name, detections, folder, number=cfg.TRAIN.PICTURES):
+                with Image.open(path) as picture:
+                    picture.thumbnail((_IMAGE_SIZE, _IMAGE_SIZE))
+                    pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+                drawn = path.relative_to(folder).with_suffix("").as_posix()
+                get_event_storage().put_image(f"{name}/{drawn}", pixels.copy())
+    except (OSError, GNDetError) as error:
+        log_first_n(logging.WARNING, f"No predictions are drawn: {error}", name=__name__, key="caller")
+
+
+class ReadMetrics(HookBase):
+    """Reads the metrics that ``TRAIN.FEWER_SYNCS`` keeps on the device, before the writers write them."""
+
+    def after_step(self) -> None:
+        """Read them once per period of the writers, and in the last iteration."""
+        done = self.trainer.iter + 1
+        if done % PERIOD == 0 or done == self.trainer.max_iter:
+            read_scalars(self.trainer.storage)
+
+    def after_train(self) -> None:
+        """Read the rest if the training ends early."""
+        read_scalars(self.trainer.storage)

@@ -180,8 +180,8 @@ def test_each_kind_of_problem_has_one_example_and_a_count(register):
 
 def test_image_files_with_the_same_problem_are_one_kind(register, tmp_path):
     for number in (1, 2, 3):
-        Image.new("RGB", (40 + number, 32)).save(tmp_path / f"{number}.png")
-    rows = [{"id": n, "file_name": f"{n}.png", "height": 32, "width": 48} for n in (1, 2, 3)]
+        Image.new("RGB", (40 + number, 32)).save(tmp_path / f"a {number}.png")
+    rows = [{"id": n, "file_name": f"a {n}.png", "height": 32, "width": 48} for n in (1, 2, 3)]
     with pytest.raises(GNDetError, match=r"has 3 problems: .*1.png has 41 x 32 .* \(and 2 more like this\)\.$"):
         register({**changed("images", rows), "annotations": []})
 
