@@ -156,7 +156,12 @@ def _adapt_config(cfg: CfgNode, args: argparse.Namespace, registered: dict[str, 
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data["classes"])
     for role, data in registered.items():
         if role == "train" and not data["objects"]:
-            crowds = f": all {data['crowds']} annotations are crowd regions (iscrowd 1)" if data["crowds"] else ""
+            crowds = (
+                f": all {data['crowds']} annotations are crowd regions (iscrowd 1); if they are objects, gn-det check "
+                f"{data['json']} --fix NEW.json writes a copy with iscrowd 0"
+                if data["crowds"]
+                else ""
+            )
             raise GNDetError(f"{data['json']} has no objects to train on{crowds}.")
         if cfg.MODEL.MASK_ON and data["objects"] and not data["masks"]:
             raise GNDetError(
