@@ -8,7 +8,13 @@ from detectron2.data import MetadataCatalog
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in percent
 RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COCO_LIMIT = 100  # detections per image that COCO's AP and AR count
 RECORD_KEYS = {"bbox": "box", "segm": "mask"}  # task -> its key in a record
+
+
+def metric_names_at(limit: int) -> list[str]:
+    """Return the names of AP and AR with ``limit`` detections per image, such as ``AP@300``; [] up to 100."""
+    return [f"AP@{limit}", f"AR@{limit}"] if limit > COCO_LIMIT else []
 
 
 def metric_names(cfg: CfgNode) -> list[str]:
@@ -16,7 +22,8 @@ def metric_names(cfg: CfgNode) -> list[str]:
     classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", []) if cfg.DATASETS.TEST else []
     per_class = [f"AP-{name}" for name in classes] if len(classes) > 1 else []  # as in detectron2
     kinds = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-    return [f"{kind}/{name}" for kind in kinds for name in (*METRICS, *RECALLS, *per_class)]
+    names = (*METRICS, *RECALLS, *metric_names_at(cfg.TEST.DETECTIONS_PER_IMAGE), *per_class)
+    return [f"{kind}/{name}" for kind in kinds for name in names]
 
 
 def storage_key(cfg: CfgNode) -> str:

@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "compare the AP of runs in a table and a picture",
     "norms": "train with each norm at each batch size, and compare the AP",
     "padding": "evaluate a trained model at several batch sizes, with and without the padding",
+    "check": "check annotations, and write a repaired copy of them",
     "browse": "draw samples of a dataset, and check its annotations",
     "analyze": "count a model's parameters, FLOPs, activations, and memory",
     "evaluate": "compute the COCO AP of detections in a file",

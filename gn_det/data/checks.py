@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from tabulate import tabulate
 
 from ..images import read_header
+from ..metrics import COCO_LIMIT, metric_names_at
 
 _MAX_HEADERS = 2000  # image files whose headers are read, evenly spaced over the dataset
 _FEW_OBJECTS = 10  # a class with fewer objects gets a warning
@@ -90,6 +91,8 @@ def check_data(rows: list[dict], classes: list[str], cfg: CfgNode, train: bool =
     findings = [
         *_class_findings(objects, classes),
         *_image_findings(rows, objects, train and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS),
+        *_crowd_findings(rows),
+        *_many_findings(objects, cfg.TEST.DETECTIONS_PER_IMAGE),
         *_box_findings(rows, objects, sizes),
         *_scale_findings(objects, scales, [size for level in cfg.MODEL.ANCHOR_GENERATOR.SIZES for size in level]),
         *_file_findings(rows),
@@ -104,6 +107,14 @@ def check_data(rows: list[dict], classes: list[str], cfg: CfgNode, train: bool =
         "classes": [_class_row(name, objects, objects.label == index, at_border) for index, name in enumerate(classes)],
         "findings": findings,
     }
+
+
+def sides_of(rows: list[dict], cfg: CfgNode, train: bool = True) -> np.ndarray:
+    """Return (M,) the square root of the box area of each object, in pixels after resizing for the model.
+
+    The arguments are those of :func:`check_data`.
+    """
+    return _collect_objects(rows, np.array([_scale(row, cfg, train) for row in rows])).side
 
 
 def _scale(row: dict, cfg: CfgNode, train: bool) -> float:
@@ -157,6 +168,44 @@ def _image_findings(rows: list[dict], objects: Objects, empty_filtered: bool) ->
             else "count as background"
         )
         yield Finding(f"{len(empty)} of {len(rows)} images have no objects and {use}: {_file_names(rows, empty)}.")
+
+
+def _crowd_findings(rows: list[dict]) -> Iterator[Finding]:
+    flags = [bool(a.get("iscrowd")) for row in rows for a in row.get("annotations", [])]
+    if sum(flags) * 2 > len(flags):
+        yield Finding(
+            f"{sum(flags)} of {len(flags)} annotations are crowd regions (iscrowd 1), which are not trained on. Some "
+            "programs mark every object with a run-length mask so."
+        )
+
+
+def _many_findings(objects: Objects, limit: int) -> Iterator[Finding]:
+    images, counts = np.unique(objects.image, return_counts=True)
+    if sentence := describe_many_objects(counts.tolist(), limit):
+        many = tuple(images[counts > COCO_LIMIT].tolist())
+        yield Finding(sentence, f"more than {COCO_LIMIT} objects", many)
+
+
+def describe_many_objects(counts: Iterable[int], limit: int) -> str:
+    """Return a sentence about images with more than 100 objects; "" if there are none.
+
+    Args:
+        counts: number of objects of each image.
+        limit: ``TEST.DETECTIONS_PER_IMAGE``.
+    """
+    many = [count for count in counts if count > COCO_LIMIT]
+    if not many:
+        return ""
+    plural = "s have" if len(many) > 1 else " has"
+    text = (
+        f"{len(many)} image{plural} more than {COCO_LIMIT} objects (up to {max(many)}), but COCO's AP and AR count "
+        f"{COCO_LIMIT} detections per image"
+    )
+    if names := metric_names_at(limit):
+        text += f"; {' and '.join(names)} count {limit}"
+    if max(many) > limit:
+        text += f"; TEST.DETECTIONS_PER_IMAGE {max(many)} finds and counts as many as there are objects"
+    return f"{text}."
 
 
 def _file_names(rows: list[dict], images: Iterable[int]) -> str:

@@ -4,27 +4,31 @@ Importing this module registers the generated datasets ``shapes_train`` and ``sh
 are generated at first use.
 """
 
+import contextlib
 import functools
+import gc
 import json
 import logging
-import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.utils import comm
 
 from ..errors import GNDetError
-from ..files import save_json
-from ..images import read_header
+from ..files import replacing
 from . import shapes
-from .paths import check_file_names, describe_outside, names_outside
+from .cleaning import Options, clean
+from .find_files import is_below
+from .image_files import file_problems, read_size
+from .paths import check_file_names
+from .rules import Action, Problems
 
 logger = logging.getLogger(__name__)
-
-_MAX_PROBLEMS = 5  # problems listed in an error; the rest are counted
 
 
 def dataset_root() -> Path:
@@ -32,17 +36,20 @@ def dataset_root() -> Path:
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
-def register_coco_json(name: str, json_file: str | Path, image_root: str | Path, clean_file: str | Path) -> dict:
+def register_coco_json(
+    name: str, json_file: str | Path, image_root: str | Path, clean_file: str | Path, masks: bool = True
+) -> dict:
     """Check a dataset in COCO format and register it under ``name``.
 
-    detectron2 and the COCO API require fields that real files often lack: ``info``, ``iscrowd``, ``area``,
-    and annotation ids that start at 1 (the COCO API counts an object with id 0 as never detected). A copy
-    of the JSON with these fields is written, and the dataset is read from the copy.
+    detectron2 and the COCO API require fields that real files often lack, and misread values of another type.
+    A clean copy of the JSON is written (see :func:`gn_det.data.cleaning.clean`), and the dataset is read from
+    the copy. What was repaired in it is logged as warnings.
 
     Args:
         json_file: the annotations.
         image_root: the folder that the file names of the images are relative to.
         clean_file: the path of the copy.
+        masks: whether masks are used. Otherwise, faulty masks are left out, and missing ones are accepted.
 
     Returns:
         A dict with
@@ -50,17 +57,18 @@ def register_coco_json(name: str, json_file: str | Path, image_root: str | Path,
         - "classes": list of class names, ordered by category id
         - "images": number of images
         - "objects": number of objects, without crowd regions
+        - "crowds": number of crowd regions
         - "masks": bool, whether any object has a mask
         - "rle": bool, whether any of the masks is run-length encoded
 
     Raises:
-        GNDetError: a file or folder is missing, or the JSON has problems. The error lists the first five
-            problems and counts the rest.
+        GNDetError: a file or folder is missing, or the JSON has problems. The error has an example of each
+            kind of problem, and the number of the others.
     """
     data = read_annotations(json_file)
     if not Path(image_root).is_dir():
         raise GNDetError(f"The image folder {image_root} for {json_file} does not exist.")
-    return _check_and_register(name, json_file, data, Path(image_root), Path(clean_file))
+    return _check_and_register(name, json_file, data, Options(Path(image_root), masks), Path(clean_file))
 
 
 def register_annotations(name: str, json_file: str | Path, clean_file: str | Path) -> dict:
@@ -68,23 +76,92 @@ def register_annotations(name: str, json_file: str | Path, clean_file: str | Pat
 
     Args, return value and errors are those of :func:`register_coco_json`.
     """
-    return _check_and_register(name, json_file, read_annotations(json_file), None, Path(clean_file))
+    return _check_and_register(name, json_file, read_annotations(json_file), Options(), Path(clean_file))
 
 
-def _check_and_register(
-    name: str, json_file: str | Path, data: dict, image_root: Path | None, clean_file: Path
-) -> dict:
-    problems = list(_find_problems(data, image_root))
-    if problems:
-        rest = [f"and {len(problems) - _MAX_PROBLEMS} more"] * (len(problems) > _MAX_PROBLEMS)
-        listed = "; ".join(problems[:_MAX_PROBLEMS] + rest)
-        raise GNDetError(f"{json_file} has {len(problems)} problem{'s' * (len(problems) > 1)}: {listed}.")
-    facts = _clean(data)
-    save_json(clean_file, data, indent=None)
-    load = functools.partial(load_coco_json, str(clean_file), str(image_root or ""), name)
+def _check_and_register(name: str, json_file: str | Path, data: dict, options: Options, clean_file: Path) -> dict:
+    problems = check_annotations(data, options)
+    if problems.refused():
+        raise GNDetError(f"{json_file} has {describe_refused(json_file, problems)}")
+    for problem in problems.values() if comm.is_main_process() else ():
+        if problem.action is Action.READ:
+            logger.warning(f"{json_file}: {problem.sentence()}: {problem.remedy}.")
+    save_annotations(clean_file, data)
+    facts = describe(data)
+    image_root = options.image_root or ""
+    load = functools.partial(load_coco_json, str(clean_file), str(image_root), name)
     ids = sorted(row["id"] for row in data["categories"])
-    _register(name, load, clean_file, image_root or "", facts["classes"], ids)
+    _register(name, load, clean_file, image_root, facts["classes"], ids)
     return facts
+
+
+def check_annotations(data: dict, options: Options) -> Problems:
+    """Check and repair annotations in place, and check their image files.
+
+    Args:
+        data: what :func:`read_annotations` returned.
+        options: how to check; without an image folder, no files are checked.
+
+    Returns:
+        the problems, see :func:`gn_det.data.cleaning.clean`.
+    """
+    problems = clean(data, options, read_size)
+    for name, problem in file_problems(data["images"], options.image_root) if options.image_root else ():
+        kind = re.sub(r"\d+", "N", " ".join(problem.split()[:3]))
+        example = f"{options.image_root}/{name} {problem}"
+        problems.add(f"image file: {kind}", Action.HAND, "correct the file or the JSON", example)
+    return problems
+
+
+def describe_refused(json_file: str | Path, problems: Problems, fixed: bool = False) -> str:
+    """Return the problems because of which data are refused, and what to do, as the end of a sentence.
+
+    Args:
+        fixed: whether this is about those that remain after ``--fix``.
+    """
+    refused = [problem for problem in problems.refused() if problem.action is Action.HAND or not fixed]
+    count = sum(problem.count for problem in refused)
+    kinds = f" of {len(refused)} kinds" if len(refused) > 1 else ""
+    listed = "; ".join(problem.sentence() for problem in refused)
+    by_hand = sum(problem.action is Action.HAND for problem in refused)
+    if fixed:
+        todo = "; correct them by hand"
+    elif not by_hand:
+        todo = f"; gn-det check {json_file} --fix NEW.json writes a repaired copy"
+    else:
+        todo = f"; gn-det check {json_file} --fix NEW.json repairs the others" if by_hand < len(refused) else ""
+    return f"{count:,} problem{'s' * (count > 1)}{kinds}: {listed}{todo}."
+
+
+def describe(data: dict) -> dict:
+    """Return the facts on clean annotations that :func:`register_coco_json` returns."""
+    objects = [row for row in data["annotations"] if not row["iscrowd"]]
+    return {
+        "classes": [row["name"] for row in sorted(data["categories"], key=lambda row: row["id"])],
+        "images": len(data["images"]),
+        "objects": len(objects),
+        "crowds": len(data["annotations"]) - len(objects),
+        "masks": any("segmentation" in row for row in objects),
+        "rle": any(isinstance(row.get("segmentation"), dict) for row in objects),
+    }
+
+
+def save_annotations(path: str | Path, data: dict) -> Path:
+    """Write annotations as JSON atomically, row by row, so that little memory is needed. Returns the path."""
+    path = Path(path)
+    with contextlib.suppress(OSError):  # replacing() raises the error
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        for number, (key, value) in enumerate(data.items()):
+            file.write(f"{', ' if number else '{'}{json.dumps(key)}: ")
+            if isinstance(value, list):
+                file.write("[")
+                file.writelines(f"{', ' if index else ''}{json.dumps(row)}" for index, row in enumerate(value))
+                file.write("]")
+            else:
+                file.write(json.dumps(value))
+        file.write("}\n")
+    return path
 
 
 def register_again(name: str, json_file: str, image_root: str, classes: list[str], ids: list[int]) -> None:
@@ -101,7 +178,7 @@ def register_again(name: str, json_file: str, image_root: str, classes: list[str
 
 
 def _load_again(json_file: str, image_root: str, name: str) -> list[dict]:
-    if problem := next(_image_problems(read_annotations(json_file)["images"], None), None):
+    if problem := next(_image_problems(read_annotations(json_file)["images"]), None):
         raise GNDetError(f"{json_file} has changed since the run: {problem}.")
     rows = load_coco_json(json_file, image_root, name)
     check_file_names([name], rows)
@@ -136,45 +213,53 @@ def _register(
 def read_annotations(json_file: str | Path) -> dict:
     """Read an annotation file in COCO format without further checks.
 
+    The file may be in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
     Returns:
-        The content of the JSON, a dict with at least the lists of dicts "images", "annotations" and
-        "categories".
+        The content of the JSON, a dict with at least the lists of dicts "images" and "categories". The list
+        "annotations" may be missing or null.
 
     Raises:
         GNDetError: the file does not exist, is not JSON, or lacks one of these lists.
     """
     try:
-        data = json.loads(Path(json_file).read_text(encoding="utf-8"))
+        with _without_garbage_collection():
+            data = json.loads(Path(json_file).read_bytes())
     except FileNotFoundError:
         raise GNDetError(f"The annotation file {json_file} does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise GNDetError(f"The annotation file {json_file} cannot be read as JSON: {error}.") from None
+    if format_ := next((name for name, test in _OTHER_FORMATS.items() if test(data)), None):
+        raise GNDetError(f"{json_file} is {format_}, and not in COCO format: export the annotations in COCO format.")
     for key in ("images", "annotations", "categories"):
         rows = data.get(key) if isinstance(data, dict) else None
+        if key == "annotations" and isinstance(data, dict) and rows is None:
+            continue
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise GNDetError(f"{json_file} is not in COCO format: it has no list {key!r} of JSON objects.")
     return data
 
 
-def _find_problems(data: dict, image_root: Path | None) -> Iterator[str]:
-    """Yield each problem that would make training or evaluation wrong, as a part of a sentence."""
-    yield from _category_problems(data["categories"])
-    yield from _image_problems(data["images"], image_root)
-    images = {_valid_id(row.get("id")): row for row in data["images"]}
-    categories = {_valid_id(row.get("id")) for row in data["categories"]}
-    has_masks = any(row.get("segmentation") for row in data["annotations"])
-    for number, row in enumerate(data["annotations"]):
-        where = f"annotation {row.get('id', f'number {number}')}"
-        image = images.get(_valid_id(row.get("image_id")))
-        if image is None:
-            yield f"{where} has image_id {row.get('image_id')}, which is not among the images"
-            continue
-        if _valid_id(row.get("category_id")) not in categories:
-            yield f"{where} has category_id {row.get('category_id')}, which is not among the categories"
-        if problem := _box_problem(row.get("bbox"), image):
-            yield f"{where} {problem}"
-        if has_masks and (problem := _mask_problem(row.get("segmentation"), image)):
-            yield f"{where} {problem}"
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Pause the collection of reference cycles, which JSON does not have, and which takes a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+# What else the export of a program may be, and how to recognize it.
+_OTHER_FORMATS: dict[str, Callable[[Any], bool]] = {
+    "a project of VIA": lambda data: isinstance(data, dict) and "_via_img_metadata" in data,
+    "a file of Labelme": lambda data: isinstance(data, dict) and {"shapes", "imagePath"} <= data.keys(),
+    "an export of Label Studio's own format": lambda data: (
+        isinstance(data, list) and bool(data) and all(isinstance(row, dict) and "data" in row for row in data)
+    ),
+}
 
 
 def _valid_id(value: object) -> object:
@@ -182,26 +267,10 @@ def _valid_id(value: object) -> object:
     return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
-def _category_problems(rows: list[dict]) -> Iterator[str]:
-    if not rows:
-        yield "it has no categories"
-    for key, kind in (("id", int), ("name", str)):
-        seen = set()
-        for row in rows:
-            value = row.get(key)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                yield f"category {row} has no {key} of type {kind.__name__}"
-            elif value in seen:
-                yield f"two categories have the {key} {value!r}"
-            else:
-                seen.add(value)
-
-
-def _image_problems(rows: list[dict], image_root: Path | None) -> Iterator[str]:
+def _image_problems(rows: list[dict]) -> Iterator[str]:
+    """Yield the problems of the images of a clean copy that may have been changed."""
     if not rows:
         yield "it has no images"
-    names = [row["file_name"] for row in rows if isinstance(row.get("file_name"), str)]
-    outside = dict(names_outside(image_root, names)) if image_root else {}
     seen = set()
     for row in rows:
         number, name = row.get("id"), row.get("file_name")
@@ -214,78 +283,8 @@ def _image_problems(rows: list[dict], image_root: Path | None) -> Iterator[str]:
             yield f"image {number} has no height and width in pixels"
         if not isinstance(name, str) or not name:
             yield f"image {number} has no file_name"
-        elif Path(name).is_absolute() or ".." in Path(name).parts or "://" in name:
-            yield f"the file_name {name!r} of image {number} points outside {image_root or 'the image folder'}"
-        elif name in outside:
-            yield f"{image_root}/{name} {describe_outside(outside[name])}"
-        elif image_root and (problem := _file_problem(image_root / name, row)):
-            yield f"{image_root / name} {problem}"
-
-
-def _file_problem(path: Path, row: dict) -> str | None:
-    """Check an image file. Only its header is read, so that a large dataset is checked in seconds."""
-    if not path.is_file():
-        return "does not exist"
-    try:
-        header = read_header(path)
-    except GNDetError as error:
-        return str(error).removeprefix(f"{path} ").rstrip(".")
-    if header.mode in ("F", "I") or header.mode.startswith("I;16"):
-        return "has more than 8 bits per channel, which detectron2 clips at 255: save it with 8 bits"
-    if header.format == "TIFF" and header.orientation > 1:
-        return "is a TIFF with an EXIF orientation, which detectron2 applies twice: save the rotated pixels"
-    if header.size != (row.get("width"), row.get("height")):
-        width, height = header.size
-        return f"has {width} x {height} pixels, but the JSON declares {row.get('width')} x {row.get('height')}"
-    return None
-
-
-def _is_number_list(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
-    )
-
-
-def _box_problem(box: Any, image: dict) -> str | None:
-    if not _is_number_list(box) or len(box) != 4:
-        return f"has the bbox {box}, which is not [x, y, width, height]"
-    x, y, w, h = box
-    if w <= 0 or h <= 0:
-        return f"has the bbox {box}, whose width or height is not above 0"
-    if x >= (image.get("width") or 0) or y >= (image.get("height") or 0) or x + w <= 0 or y + h <= 0:
-        return f"has the bbox {box}, which lies outside its image of {image.get('width')} x {image.get('height')}"
-    return None
-
-
-def _mask_problem(mask: object, image: dict) -> str | None:
-    if isinstance(mask, dict):
-        size = [image.get("height"), image.get("width")]
-        if mask.get("size") != size or not isinstance(mask.get("counts"), str | list):
-            return f"has a run-length mask whose size is not the image's size {size}"
-        return None
-    if not isinstance(mask, list) or not mask:
-        return "has no segmentation, but other annotations have one"
-    if not all(_is_number_list(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
-        return "has a polygon that is not a list [x1, y1, x2, y2, ...] of at least 3 points"
-    return None
-
-
-def _clean(data: dict) -> dict:
-    """Add missing fields that the COCO API requires, in place, and return the facts on the dataset."""
-    data.setdefault("info", {})
-    data.setdefault("licenses", [])
-    for number, row in enumerate(data["annotations"], start=1):
-        row["id"] = number
-        row.setdefault("iscrowd", 0)
-        row.setdefault("area", row["bbox"][2] * row["bbox"][3])
-    objects = [row for row in data["annotations"] if not row["iscrowd"]]
-    return {
-        "classes": [row["name"] for row in sorted(data["categories"], key=lambda row: row["id"])],
-        "images": len(data["images"]),
-        "objects": len(objects),
-        "masks": any(row.get("segmentation") for row in objects),
-        "rle": any(isinstance(row.get("segmentation"), dict) for row in objects),
-    }
+        elif not is_below(name):
+            yield f"the file_name {name!r} of image {number} points outside the image folder"
 
 
 def _load_shapes(split: str) -> list[dict]:

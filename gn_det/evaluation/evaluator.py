@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from ..acceleration.prefetch import Prefetcher
 from ..acceleration.roi_masks import without_pasting
 from ..errors import GNDetError
 from ..files import read_json
-from ..metrics import METRICS, RECALLS
-from . import fast_coco
+from ..metrics import COCO_LIMIT, METRICS, RECALLS, metric_names_at
+from . import fast_coco, limits
 from .fast_coco import split_masks
 from .hotcoco_data import SHAPE_KEYS
 from .records import Weights, format_table, make_record, write_record
@@ -40,18 +41,22 @@ class COCOEvaluator(StockCOCOEvaluator):
     """detectron2's COCO evaluator, with the metrics computed by hotcoco.
 
     In addition, the results contain average recalls, and AP is 0 instead of NaN if nothing was
-    detected.
+    detected. Images with more than 100 objects are logged.
 
     Args:
+        limit: with more than 100, the results also contain AP and AR with this number of detections per
+            image, such as ``AP@300``. COCO's metrics count 100.
         use_fast_impl: use hotcoco, and pycocotools only where hotcoco cannot be used. If False,
             always use pycocotools.
 
     The other arguments are those of detectron2's evaluator.
     """
 
-    def __init__(self, *args, use_fast_impl: bool = True, **kwargs):
+    def __init__(self, *args, use_fast_impl: bool = True, limit: int = COCO_LIMIT, **kwargs):
         super().__init__(*args, use_fast_impl=False, **kwargs)
-        self._fast = use_fast_impl
+        self._fast, self._name, self._limit = use_fast_impl, args[0], limit
+        if limit > COCO_LIMIT:
+            self._max_dets_per_image = [*self._max_dets_per_image, limit]  # type: ignore[has-type]
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Same as detectron2's method, but encode masks with :func:`split_masks` if possible."""
@@ -67,14 +72,15 @@ class COCOEvaluator(StockCOCOEvaluator):
 
     def _eval_predictions(self, predictions: list[dict], img_ids: Sequence | None = None) -> None:
         """Same as detectron2's method, but with hotcoco, if it can be used."""
+        limits.warn_about_objects(self._name, self._coco_api.anns.values(), self._limit)
         rows = [row for prediction in predictions for row in prediction["instances"]]
         tasks = sorted(self._tasks or self._tasks_from_predictions(rows))
         indices = self._metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in self._coco_api.cats}
         category_ids = {index: category_id for category_id, index in indices.items()}
         evaluations = {}
         if self._fast and self._do_evaluation and rows:
-            limits = self._max_dets_per_image
-            evaluations = fast_coco.evaluate(self._coco_api, rows, tasks, category_ids, img_ids, limits)
+            max_dets = self._max_dets_per_image
+            evaluations = fast_coco.evaluate(self._coco_api, rows, tasks, category_ids, img_ids, max_dets)
         if not evaluations:
             super()._eval_predictions(predictions, img_ids=img_ids)
             return
@@ -88,11 +94,17 @@ class COCOEvaluator(StockCOCOEvaluator):
             self._results[task] = self._derive_coco_results(evaluation, task, names)
 
     def _derive_coco_results(self, coco_eval, iou_type: str, class_names: list[str] | None = None) -> dict:
-        """Same as detectron2's method, with recalls, and with 0 if nothing was detected."""
+        """Same as detectron2's method, with recalls, with AP and AR at ``limit``, and with 0 if nothing was detected."""
+        more = {}
+        if coco_eval is not None and self._limit > COCO_LIMIT:
+            more = limits.metrics_at(self._limit, coco_eval.eval)
+            # detectron2 takes the AP of each class at the last limit.
+            coco_eval.eval["precision"] = coco_eval.eval["precision"][..., :-1]
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         if coco_eval is not None:
             stats = coco_eval.stats[6:12]
-            return results | {name: 100 * s if s >= 0 else math.nan for name, s in zip(RECALLS, stats, strict=True)}
+            recalls = {name: 100 * s if s >= 0 else math.nan for name, s in zip(RECALLS, stats, strict=True)}
+            return results | recalls | more
         present = {a["category_id"] for a in self._coco_api.dataset["annotations"] if not a.get("iscrowd")}
         if not present:
             return results
@@ -100,7 +112,7 @@ class COCOEvaluator(StockCOCOEvaluator):
         ids = self._metadata.get("thing_dataset_id_to_contiguous_id", range(len(names)))
         classes = zip(names, ids, strict=False)  # not strict: without class names, there is no AP per class
         per_class = {f"AP-{name}": 0.0 if category_id in present else math.nan for name, category_id in classes}
-        return dict.fromkeys((*METRICS, *RECALLS), 0.0) | per_class
+        return dict.fromkeys((*METRICS, *RECALLS, *metric_names_at(self._limit)), 0.0) | per_class
 
     def load_detections(self, rows: list[dict], path: str | Path) -> None:
         """Use detections from a file instead of the outputs of a model.
@@ -173,20 +185,24 @@ def _are_finite(numbers: object) -> bool:
 def evaluate_detections(dataset_name: str, path: str | Path) -> dict:
     """Evaluate detections from a file on a registered dataset.
 
+    If an image has more than 100 detections, AP and AR are also computed with all of them.
+
     Args:
         path: a file in COCO's result format.
 
     Returns:
         a dict with the keys
 
-        - "bbox": AP, AP50, AP75, APs, APm, APl, AR1 to ARl, and AP-CLASS of each class, in percent.
+        - "bbox": AP, AP50, AP75, APs, APm, APl, AR1 to ARl, AP-CLASS of each class, and AP@N and AR@N for the
+          largest number N of detections of an image, if it is above 100; in percent.
         - "segm": the same for masks, if the detections have masks.
 
     Raises:
         GNDetError: see :func:`read_detections` and :meth:`COCOEvaluator.load_detections`.
     """
     rows = read_detections(path)
-    evaluator = COCOEvaluator(dataset_name, tasks=_tasks(rows), distributed=False)
+    most = max(Counter(row["image_id"] for row in rows).values(), default=0)
+    evaluator = COCOEvaluator(dataset_name, tasks=_tasks(rows), distributed=False, limit=most)
     evaluator.load_detections(rows, path)
     return evaluator.evaluate()
 
@@ -196,13 +212,14 @@ def _tasks(rows: list[dict]) -> tuple[str, ...]:
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, write_files: bool = True) -> COCOEvaluator:
-    """Build the evaluator of boxes and, with ``MODEL.MASK_ON``, masks.
+    """Build the evaluator of boxes and, with ``MODEL.MASK_ON``, masks, with ``TEST.DETECTIONS_PER_IMAGE`` as limit.
 
     It writes the detections to ``OUTPUT_DIR/inference/DATASET``, if ``write_files``.
     """
     tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
     folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name) if write_files else None
-    return COCOEvaluator(dataset_name, tasks, output_dir=folder, use_fast_impl=cfg.TEST.FAST_COCO)
+    fast, limit = cfg.TEST.FAST_COCO, cfg.TEST.DETECTIONS_PER_IMAGE
+    return COCOEvaluator(dataset_name, tasks, output_dir=folder, use_fast_impl=fast, limit=limit)
 
 
 def evaluate(

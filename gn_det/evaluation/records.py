@@ -269,12 +269,12 @@ def format_table(record: dict) -> str:
 
     changed = f" ({len(record['changed'])} keys changed)" if record["changed"] else ""
     paper = record["published"] if record["dataset"].startswith("coco_2017_val") else None
-    rows = []
+    rows, names = [], [*METRICS, *(key for key in record["box"] or () if key.startswith(("AP@", "AR@")))]
     for kind in ("box", "mask"):
         if record[kind]:
-            rows.append([f"{kind} AP", *(record[kind].get(key) for key in METRICS)])
+            rows.append([f"{kind} AP", *(record[kind].get(key) for key in names)])
             if paper and paper[kind]:
-                rows.append([f"  {paper['source']}", *(paper[kind].get(key) for key in METRICS)])
-    headers = [record["dataset"], *METRICS]
+                rows.append([f"  {paper['source']}", *(paper[kind].get(key) for key in names)])
+    headers = [record["dataset"], *names]
     table = tabulate(rows, headers, tablefmt="github", floatfmt=".1f", missingval="-")
     return f"{record['config'] or 'this model'}{changed}:\n\n{table}"

@@ -128,7 +128,8 @@ def _use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
             raise GNDetError(f"--{role}-json and --{role}-images go together: pass both.")
         if json_file:
             name = f"{OWN}{Path(json_file).resolve().parent.name}_{role}"
-            registered[role] = register_coco_json(name, json_file, images, staged_file(name)) | {"json": json_file}
+            facts = register_coco_json(name, json_file, images, staged_file(name), masks=cfg.MODEL.MASK_ON)
+            registered[role] = facts | {"json": json_file}
             cfg.DATASETS[split] = (name,)
     if not registered:
         return
@@ -157,7 +158,13 @@ def _adapt_config(cfg: CfgNode, args: argparse.Namespace, registered: dict[str, 
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data["classes"])
     for role, data in registered.items():
         if role == "train" and not data["objects"]:
-            raise GNDetError(f"{data['json']} has no objects to train on.")
+            crowds = (
+                f": all {data['crowds']} annotations are crowd regions (iscrowd 1); if they are objects, gn-det check "
+                f"{data['json']} --fix NEW.json writes a copy with iscrowd 0"
+                if data["crowds"]
+                else ""
+            )
+            raise GNDetError(f"{data['json']} has no objects to train on{crowds}.")
         if cfg.MODEL.MASK_ON and data["objects"] and not data["masks"]:
             raise GNDetError(
                 f"{data['json']} has boxes but no masks: set MODEL.MASK_ON to False to train on boxes only."

@@ -172,22 +172,50 @@ def size_histogram(title: str, side: np.ndarray, found: np.ndarray, alt: str, no
         side: (M) square root of the area of each object, in pixels.
         found: (M) bool, whether the object was found.
     """
-    low, high = np.floor(2 * np.log2(max(side.min(), 1))), np.ceil(2 * np.log2(max(side.max(), 2)) + 1e-9)
-    edges = 2 ** (np.arange(low, max(high, low + 1) + 1) / 2)
+    edges = _size_edges(side)
     hits, misses = (np.histogram(np.clip(side[which], edges[0], None), edges)[0] for which in (found, ~found))
     with _axes(title) as (ax, to_svg):
         ax.bar(edges[:-1], hits, np.diff(edges), align="edge", color=PALETTE[_FOUND], edgecolor=_PAPER)
         ax.bar(edges[:-1], misses, np.diff(edges), hits, align="edge", color=PALETTE[_MISSED], edgecolor=_PAPER)
-        ax.set_xscale("log", base=2)
-        ticks = [tick for tick in 2.0 ** np.arange(0, 14) if edges[0] <= tick <= edges[-1]]
-        ticks = ticks[:: -(-len(ticks) // _MAX_TICKS) or 1]
-        ax.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
-        ax.minorticks_off()
-        ax.grid(axis="x", visible=False)
-        for limit in (32, 96):
-            if edges[0] < limit < edges[-1]:
-                ax.axvline(limit, color=_FAINT, linewidth=0.9, linestyle=(0, (3, 3)))
-        ax.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        ax.set(xlabel="square root of the area (pixels)", ylabel="objects", xlim=(edges[0], edges[-1]))
+        _format_sizes(ax, edges, (32, 96))
+        ax.set(xlabel="square root of the area (pixels)", ylabel="objects")
         svg = to_svg()
     return Drawing(title, svg, alt, note, [("found", _FOUND), ("missed", _MISSED)])
+
+
+def anchor_histogram(title: str, side: np.ndarray, anchors: Sequence[float], alt: str, note: str = "") -> Drawing:
+    """Draw a histogram of the sizes of objects, with a line at the size of each anchor.
+
+    Args:
+        side: (M) square root of the area of each object, in pixels after resizing for the model.
+        anchors: square root of the area of each anchor.
+    """
+    edges = _size_edges(np.concatenate([side, anchors]))
+    with _axes(title) as (ax, to_svg):
+        counts = np.histogram(np.clip(side, edges[0], None), edges)[0]
+        ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=PALETTE[_FOUND], edgecolor=_PAPER)
+        _format_sizes(ax, edges, anchors)
+        ax.set(xlabel="square root of the area after resizing (pixels)", ylabel="objects")
+        svg = to_svg()
+    return Drawing(title, svg, alt, note)
+
+
+def _size_edges(side: np.ndarray) -> np.ndarray:
+    """Return the edges of bins for these sizes, two per doubling."""
+    low, high = np.floor(2 * np.log2(max(side.min(), 1))), np.ceil(2 * np.log2(max(side.max(), 2)) + 1e-9)
+    return 2 ** (np.arange(low, max(high, low + 1) + 1) / 2)
+
+
+def _format_sizes(ax: Axes, edges: np.ndarray, limits: Sequence[float]) -> None:
+    """Make the x axis one of sizes, with a dashed line at each of the limits, and the y axis one of counts."""
+    ax.set_xscale("log", base=2)
+    ticks = [tick for tick in 2.0 ** np.arange(0, 14) if edges[0] <= tick <= edges[-1]]
+    ticks = ticks[:: -(-len(ticks) // _MAX_TICKS) or 1]
+    ax.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    ax.minorticks_off()
+    ax.grid(axis="x", visible=False)
+    for limit in limits:
+        if edges[0] < limit < edges[-1]:
+            ax.axvline(limit, color=_FAINT, linewidth=0.9, linestyle=(0, (3, 3)))
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    ax.set_xlim(edges[0], edges[-1])

@@ -56,16 +56,8 @@ def render(source: Source, min_score: float) -> str:
     if source.truth is not None and source.detections is not None:
         masks, where = source.cfg.MODEL.MASK_ON, source.detections_file or "the detections"
         analysis = analyze_detections(source.truth, source.detections, min_score, masks=masks, where=where)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value, digits=1: "–" if value is None else f"{value:,.{digits}f}"
-    return environment.get_template("report.html").render(
-        css=Markup(Path(__file__).with_name("report.css").read_text()),
+    return load_template("report.html").render(
+        css=stylesheet(),
         source=source,
         results=_results(source, analysis),
         notes=_notes(source, analysis),
@@ -77,6 +69,24 @@ def render(source: Source, min_score: float) -> str:
         detail=analysis_details(source, analysis) if analysis else None,
         class_rows=tables.recorded_class_rows(source.record) if source.record else [],
     )
+
+
+def load_template(name: str) -> jinja2.Template:
+    """Return a template of this folder, which escapes all values."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value, digits=1: "–" if value is None else f"{value:,.{digits}f}"
+    return environment.get_template(name)
+
+
+def stylesheet() -> Markup:
+    """Return the CSS of all pages."""
+    return Markup(Path(__file__).with_name("report.css").read_text())
 
 
 def _results(source: Source, analysis: Analysis | None) -> list[tuple[str, list[float | None]]]:

@@ -30,12 +30,14 @@ class Counts:
         empty: number of images without objects.
         objects: number of objects per class index.
         images_with: number of images with at least one object of the class, per class index.
+        most: largest number of objects in an image.
     """
 
     images: int
     empty: int
     objects: Counter[int]
     images_with: Counter[int]
+    most: int = 0
 
 
 def count_objects(records: Iterable[dict]) -> Counts:
@@ -47,6 +49,7 @@ def count_objects(records: Iterable[dict]) -> Counts:
         counts.empty += not classes
         counts.objects.update(classes)
         counts.images_with.update(set(classes))
+        counts.most = max(counts.most, len(classes))
     return counts
 
 
@@ -132,7 +135,9 @@ def _test_set(cfg: CfgNode, test: Counts) -> str:
     if not cfg.DATASETS.TEST:
         return "none: nothing is evaluated"
     when = f"every {cfg.TEST.EVAL_PERIOD} iterations and " if cfg.TEST.EVAL_PERIOD > 0 else ""
-    return f"{', '.join(cfg.DATASETS.TEST)}, {test.images} images; evaluated {when}at the end"
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    many = f"; up to {test.most} objects per image, of which {limit} can be found" if test.most > limit else ""
+    return f"{', '.join(cfg.DATASETS.TEST)}, {test.images} images{many}; evaluated {when}at the end"
 
 
 def _batch(cfg: CfgNode) -> str:

@@ -175,3 +175,20 @@ def test_data_without_any_objects(rows, cfg):
         row["annotations"] = []
     check = check_data(rows, CLASSES, cfg)
     assert check["empty"] == 6 and check["objects"] == 0 and "0 objects" in format_check("name", check)
+
+
+def test_mostly_crowd_regions(rows, cfg):
+    for row in rows[:4]:
+        for obj in row["annotations"]:
+            obj["iscrowd"] = 1
+    assert any("16 of 20 annotations are crowd regions" in sentence for sentence in sentences(rows, cfg))
+
+
+def test_more_than_100_objects_in_an_image(rows, cfg):
+    rows[2]["annotations"] = [annotation([x, y, 8, 8]) for x in range(0, 190, 10) for y in range(0, 90, 10)]  # 171
+    (finding,) = [f for f in check_data(rows, CLASSES, cfg)["findings"] if "100 objects" in f.sentence]
+    assert finding.images == (2,) and "up to 171" in finding.sentence
+    assert "TEST.DETECTIONS_PER_IMAGE 171 finds" in finding.sentence
+    cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    (sentence,) = [sentence for sentence in sentences(rows, cfg) if "100 objects" in sentence]
+    assert "AP@300 and AR@300 count 300" in sentence and "finds" not in sentence

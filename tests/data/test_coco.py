@@ -9,7 +9,7 @@ from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 from gn_det import GNDetError
-from gn_det.data.coco import register_coco_json
+from gn_det.data.coco import read_annotations, register_coco_json
 
 SQUARE = {"bbox": [2, 3, 10, 10], "segmentation": [[2, 3, 12, 3, 12, 13, 2, 13]]}
 GOOD = {
@@ -50,7 +50,8 @@ def changed(path: str, value) -> dict:
 
 def test_classes_are_registered_in_the_order_of_their_ids(register):
     facts = register(GOOD)
-    assert facts == {"classes": ["fig", "pear"], "images": 1, "objects": 1, "masks": True, "rle": False}
+    counts = {"images": 1, "objects": 1, "crowds": 0}
+    assert facts == {"classes": ["fig", "pear"], **counts, "masks": True, "rle": False}
     assert MetadataCatalog.get("test_own_data").thing_classes == ["fig", "pear"]
     (row,) = DatasetCatalog.get("test_own_data")
     assert row["annotations"][0]["category_id"] == 0 and row["annotations"][0]["bbox"] == [2, 3, 10, 10]
@@ -116,7 +117,10 @@ BAD = {
     "category without name": (changed("categories.0.name", ...), "no name of type str"),
     "same category id": (changed("categories.0.id", 7), "two categories have the id 7"),
     "same category name": (changed("categories.0.name", "fig"), "two categories have the name 'fig'"),
-    "same image id": (changed("images", GOOD["images"] * 2), "two images have the id 0"),
+    "same image id": (
+        changed("images", [*GOOD["images"], {**GOOD["images"][0], "file_name": "b.png"}]),
+        "two images have the id 0",
+    ),
     "image without height": (changed("images.0.height", ...), "image 0 has no height and width"),
     "image of width 0": (changed("images.0.width", 0), "image 0 has no height and width"),
     "no image in the file": (changed("images.0.file_name", "in.json"), "cannot be read as an image"),
@@ -128,11 +132,11 @@ BAD = {
     "unknown image id": (changed("annotations.0.image_id", 5), "annotation 0 has image_id 5"),
     "image id of a list": (changed("annotations.0.image_id", [0]), "annotation 0 has image_id [0]"),
     "unknown category id": (changed("annotations.0.category_id", 1), "annotation 0 has category_id 1"),
-    "no box": (changed("annotations.0.bbox", ...), "bbox None"),
+    "no box": (changed("annotations.0.bbox", ...), "bbox null"),
     "box of three": (changed("annotations.0.bbox", [1, 2, 3]), "bbox [1, 2, 3]"),
-    "NaN box": (json.dumps(changed("annotations.0.bbox", [1, 2, 3, float("nan")])), "bbox [1, 2, 3, nan]"),
+    "NaN box": (json.dumps(changed("annotations.0.bbox", [1, 2, 3, float("nan")])), "bbox [1, 2, 3, NaN]"),
     "negative width": (changed("annotations.0.bbox", [9, 9, -3, 4]), "not above 0"),
-    "zero height": (changed("annotations.0.bbox", [9, 9, 3, 0]), "not above 0"),
+    "zero height with a mask": (changed("annotations.0.bbox", [9, 9, 3, 0]), "not above 0"),
     "box outside": (changed("annotations.0.bbox", [48, 0, 5, 5]), "outside its image of 48 x 32"),
     "polygon of two points": (changed("annotations.0.segmentation", [[1, 2, 3, 4]]), "at least 3 points"),
     "odd polygon": (changed("annotations.0.segmentation", [[1, 2, 3, 4, 5, 6, 7]]), "at least 3 points"),
@@ -164,9 +168,57 @@ def test_stock_detectron2_accepts_duplicate_image_ids_silently(tmp_path):
     assert {row["file_name"][-5:] for row in rows} == {"b.png"}
 
 
-def test_problems_after_the_first_five_are_counted(register):
-    data = changed("annotations", [{"id": n, "image_id": 0, "category_id": 1, **SQUARE} for n in range(8)])
-    with pytest.raises(GNDetError, match="has 8 problems: .*; and 3 more"):
+def test_each_kind_of_problem_has_one_example_and_a_count(register):
+    data = changed("annotations", [{"id": n, "image_id": 0, "category_id": 1, **SQUARE} for n in range(1008)])
+    data["annotations"].append({"id": "x", "image_id": "7", "category_id": 7, **SQUARE})
+    with pytest.raises(GNDetError) as error:
+        register(data)
+    assert "has 1,009 problems of 2 kinds: annotation 0 has category_id 1" in str(error.value)
+    assert '(and 1,007 more like this); annotation "x" has image_id "7", which is not' in str(error.value)
+    assert "--fix NEW.json writes a repaired copy" in str(error.value)
+
+
+def test_image_files_with_the_same_problem_are_one_kind(register, tmp_path):
+    for number in (1, 2, 3):
+        Image.new("RGB", (40 + number, 32)).save(tmp_path / f"a {number}.png")
+    rows = [{"id": n, "file_name": f"a {n}.png", "height": 32, "width": 48} for n in (1, 2, 3)]
+    with pytest.raises(GNDetError, match=r"has 3 problems: .*1.png has 41 x 32 .* \(and 2 more like this\)\.$"):
+        register({**changed("images", rows), "annotations": []})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_other_encodings_of_unicode_are_read(register, tmp_path, encoding):
+    (tmp_path / "b.json").write_text(json.dumps(changed("categories.0.name", "Bürste"), ensure_ascii=False), encoding)
+    assert read_annotations(tmp_path / "b.json")["categories"][0]["name"] == "Bürste"
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"_via_settings": {}, "_via_img_metadata": {}}, "a project of VIA"),
+        ({"shapes": [], "imagePath": "a.png"}, "a file of Labelme"),
+        ([{"id": 1, "data": {"image": "a.png"}, "annotations": []}], "an export of Label Studio's own format"),
+    ],
+)
+def test_other_formats_are_named(register, data, name):
+    with pytest.raises(GNDetError, match=f"in.json is {name}, and not in COCO format"):
+        register(data)
+
+
+def test_repairs_are_logged(register, caplog):
+    register(changed("annotations.0.iscrowd", None))
+    assert "in.json: annotation 0 has iscrowd null: null, false and 0" in caplog.text
+
+
+def test_masks_are_not_needed_without_a_mask_head(register, tmp_path):
+    data = changed("annotations", [{"id": n, "image_id": 0, "category_id": 7, **SQUARE} for n in range(3)])
+    data["annotations"][0]["segmentation"] = [[]]
+    data["annotations"][1]["segmentation"] = {"size": [32, 48], "counts": [5]}
+    (tmp_path / "in.json").write_text(json.dumps(data))
+    facts = register_coco_json("test_own_data", tmp_path / "in.json", tmp_path, tmp_path / "out.json", masks=False)
+    (row,) = DatasetCatalog.get("test_own_data")
+    assert facts["objects"] == len(row["annotations"]) == 3  # detectron2 would leave out the first one
+    with pytest.raises(GNDetError, match="annotation 0 has no segmentation.*annotation 1 has a run-length mask"):
         register(data)
 
 

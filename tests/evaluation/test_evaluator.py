@@ -11,7 +11,8 @@ from detectron2.structures import Boxes, Instances, ROIMasks
 
 from gn_det import GNDetError, get_cfg
 from gn_det.data.coco import register_annotations
-from gn_det.evaluation.evaluator import COCOEvaluator, evaluate, evaluate_detections
+from gn_det.evaluation.evaluator import COCOEvaluator, build_evaluator, evaluate, evaluate_detections
+from gn_det.metrics import metric_names_at
 from helpers.paths import COCO_FIXTURE
 
 BIG = [10, 10, 100, 100]  # x, y, width, height in pixels: "large" for COCO
@@ -49,6 +50,41 @@ def test_perfect_detection_of_an_object_with_id_0_has_ap_100(tmp_path):
     )["bbox"]
     assert [box[name] for name in ("AP", "AP50", "APl", "AR1", "AP-fig")] == pytest.approx([100] * 5)
     assert math.isnan(box["APs"]) and math.isnan(box["AP-pear"])  # there is no such object
+
+
+def test_more_than_100_objects_per_image(tmp_path, caplog):
+    """COCO's AP counts 100 of 200 perfect detections, so recall ends at 1/2."""
+    boxes = [[10 * (n % 20), 20 * (n // 20), 9, 18] for n in range(200)]
+    name = register_truth(tmp_path, [annotation(box) for box in boxes])
+    box = evaluate_detections(name, write_detections(tmp_path, [detection(box) for box in boxes]))["bbox"]
+    assert box["AP"] == box["AP-fig"] == pytest.approx(100 * 51 / 101) and box["AR100"] == pytest.approx(50)
+    assert box["AP@200"] == box["AR@200"] == pytest.approx(100)
+    assert (
+        "1 image has more than 100 objects (up to 200)" in caplog.text and "AP@200 and AR@200 count 200" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("limit", [100, 150, 300])
+def test_limit_is_that_of_the_config(tmp_path, limit, caplog):
+    boxes = [[10 * (n % 20), 20 * (n // 20), 9, 18] for n in range(200)]
+    cfg = get_cfg()
+    cfg.merge_from_list(["TEST.DETECTIONS_PER_IMAGE", limit, "MODEL.MASK_ON", False, "OUTPUT_DIR", str(tmp_path)])
+    evaluator = build_evaluator(cfg, register_truth(tmp_path, [annotation(box) for box in boxes]))
+    rows = [{**detection(box), "category_id": 0} for box in boxes[:limit]]
+    evaluator._predictions = [{"image_id": 0, "instances": rows}]
+    evaluator._distributed = False
+    box = evaluator.evaluate()["bbox"]
+    assert [name for name in box if "@" in name] == metric_names_at(limit)
+    assert limit == 100 or box[f"AR@{limit}"] == pytest.approx(100 * min(limit / 200, 1))
+    assert ("TEST.DETECTIONS_PER_IMAGE 200 finds" in caplog.text) == (limit < 200)
+
+
+def test_nothing_is_said_of_100_objects(tmp_path, caplog):
+    boxes = [[10 * (n % 20), 20 * (n // 20), 9, 18] for n in range(100)]
+    name = register_truth(tmp_path, [annotation(box) for box in boxes])
+    box = evaluate_detections(name, write_detections(tmp_path, [detection(box) for box in boxes]))["bbox"]
+    assert box["AP"] == pytest.approx(100) and not any("@" in metric for metric in box)
+    assert "objects" not in caplog.text
 
 
 def test_ap_of_one_of_two_objects_by_hand(tmp_path):

@@ -149,6 +149,7 @@ CASES = {
     "few detections": ({"seed": 3, "detections": 4}, {}),
     "more than 100 per image": ({"seed": 4, "objects": 10, "detections": 3000}, {}),
     "300 per image count": ({"seed": 4, "objects": 10, "detections": 3000}, {"max_dets_per_image": 300}),
+    "300 per image count too": ({"seed": 4, "objects": 10, "detections": 3000}, {"limit": 300}),
     "5 per image count": ({"seed": 5}, {"max_dets_per_image": 5}),
     "some images": ({"seed": 6}, {"img_ids": [-50, 7, 12, 0]}),  # one id is unknown
     "an image without objects": ({"seed": 7}, {"img_ids": [900]}),
