@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..acceleration.inference import precision
-from ..errors import GNDetError
 from ..metrics import METRICS, RECALLS
 from . import fast_coco
+from .detections import check_detections, check_finite, check_instances, read_detections
 from .fast_coco import encode_masks
 from .hotcoco_data import SHAPE_KEYS
 from .records import Weights, format_table, make_record, write_record
@@ -51,7 +51,11 @@ class COCOEvaluator(StockCOCOEvaluator):
         self._fast = use_fast_impl
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Same as detectron2's method, but encode masks with :func:`encode_masks` if possible."""
+        """Same as detectron2's method, but encode masks with :func:`encode_masks` if possible.
+
+        Raises:
+            GNDetError: a box or score is not finite.
+        """
         for image, output in zip(inputs, outputs, strict=True):
             masks = None
             if self._fast and "instances" in output and output["instances"].has("pred_masks"):
@@ -60,6 +64,8 @@ class COCOEvaluator(StockCOCOEvaluator):
                 if masks is not None:
                     instances.remove("pred_masks")
                     output = {**output, "instances": instances}
+            if "instances" in output:
+                check_instances(output["instances"], image)
             super().process([image], [output])
             if masks:
                 for row, mask in zip(self._predictions[-1]["instances"], masks, strict=True):
@@ -68,6 +74,7 @@ class COCOEvaluator(StockCOCOEvaluator):
     def _eval_predictions(self, predictions: list[dict], img_ids: Sequence | None = None) -> None:
         """Same as detectron2's method, but with hotcoco, if it can be used."""
         rows = [row for prediction in predictions for row in prediction["instances"]]
+        check_finite(rows)
         tasks = sorted(self._tasks or self._tasks_from_predictions(rows))
         indices = self._metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in self._coco_api.cats}
         category_ids = {index: category_id for category_id, index in indices.items()}
@@ -106,78 +113,24 @@ class COCOEvaluator(StockCOCOEvaluator):
         """Use detections from a file instead of the outputs of a model.
 
         Args:
-            rows: detections in COCO's result format.
+            rows: what :func:`read_detections` returned.
             path: the file that they were read from, for the error.
 
         Raises:
-            GNDetError: a detection is on an image or of a category that the dataset does not have.
+            GNDetError: see :func:`check_detections`.
         """
-        images = set(self._coco_api.getImgIds())
         classes = self._metadata.thing_dataset_id_to_contiguous_id
-        check_ids(rows, images, classes, path)
+        rows = check_detections(rows, self._coco_api.imgs, classes, path)
         self.reset()
         detections = [{**row, "category_id": classes[row["category_id"]]} for row in rows]
         self._predictions: list[dict[str, Any]] = [{"image_id": None, "instances": detections}]
-
-
-def check_ids(rows: list[dict], images: Container, classes: Container, path: str | Path) -> None:
-    """Check that all detections are on images and of categories that the annotations have.
-
-    Args:
-        rows: detections in COCO's result format.
-        images, classes: ids of the images and categories in the annotations.
-        path: the file of the detections, for the error.
-
-    Raises:
-        GNDetError: a detection is on another image or of another category.
-    """
-    for row in rows:
-        for key, known in (("image_id", images), ("category_id", classes)):
-            if row[key] not in known:
-                raise GNDetError(
-                    f"{path} has a detection with {key} {row[key]}, which is not in the annotations; pass annotations "
-                    "and detections of the same dataset."
-                )
-
-
-def read_detections(path: str | Path) -> list[dict]:
-    """Read detections from a file in COCO's result format.
-
-    Returns:
-        a dict per detection, with at least ``image_id``, ``category_id`` and a finite ``score``.
-
-    Raises:
-        GNDetError: the file cannot be read, is not in that format, or has a score or box that is
-            not finite.
-    """
-    try:
-        rows = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise GNDetError(f"The detections {path} cannot be read: {error}.") from None
-    keys = {"image_id", "category_id", "score"}
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
-        raise GNDetError(
-            f"{path} is not in COCO's result format; it must be a list of objects with {', '.join(sorted(keys))}."
-        )
-    for key, numbers in (("score", lambda score: [score]), ("bbox", lambda box: box)):
-        if bad := sum(key in row and not _are_finite(numbers(row[key])) for row in rows):
-            # The COCO API ranks a NaN score first, and a NaN box matches every object: AP is 100.
-
-            raise GNDetError(
-                f"{path} has detections whose {key} is not finite ({bad} of {len(rows)}); correct or remove them."
-            )
-    return rows
-
-
-def _are_finite(numbers: object) -> bool:
-    return isinstance(numbers, list) and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
 
 
 def evaluate_detections(dataset_name: str, path: str | Path) -> dict:
     """Evaluate detections from a file on a registered dataset.
 
     Args:
-        path: a file in COCO's result format.
+        path: a file in COCO's result format; ``file_name`` may stand for ``image_id``.
 
     Returns:
         a dict with the keys
