@@ -153,7 +153,9 @@ MISTAKES = {
     "damaged detections": (lambda f: detections_file(f).write_text("["), {}, "cannot be read"),
     "other format": (lambda f: detections_file(f).write_text("[1]"), {}, "not in COCO's result format"),
     "other images": (
-        lambda f: detections_file(f).write_text('[{"image_id": 99, "category_id": 1, "score": 1, "bbox": [1, 2, 3, 4]}]'),
+        lambda f: detections_file(f).write_text(
+            '[{"image_id": 99, "category_id": 1, "score": 1, "bbox": [1, 2, 3, 4]}]'
+        ),
         {},
         "image_id 99",
     ),
