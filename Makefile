@@ -1,5 +1,6 @@
 # make demo: train a GN Mask R-CNN from scratch on generated images and show its AP.
 # make test: the tests, in a few minutes. make test-all: also those that start several processes or run for longer.
+# make faults: do each fault of docs/faults.md to gn_det and to stock detectron2, and write the table there.
 # Each sets up .venv first. Another place or Python: make demo VENV=/some/folder PYTHON=python3.12
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -11,7 +12,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 TRITON ?= 3.2.0 3.3.1 3.4.0 3.5.1 3.6.0
 
-.PHONY: demo test test-all lint docs kernels pages install clean
+.PHONY: demo test test-all faults lint docs kernels pages install clean
 
 demo: install
 	@$(BIN)/python tools/train_net.py --config configs/quickstart_R18_FPN_gn_scratch.yaml SEED 1 \
@@ -22,6 +23,10 @@ test: install
 
 test-all: install
 	@$(PYTEST)
+
+faults: install
+	@PYTHONPATH=.:tests PYTHONWARNINGS=ignore OMP_NUM_THREADS=1 $(BIN)/python -m faults.table --jobs $(JOBS) \
+		--page docs/faults.md
 
 lint: install
 	@$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Write files atomically: a reader sees the old file or the complete new one."""
+"""Write files atomically: a reader sees the old file or the complete new one. Read JSON of any origin."""
 
 import contextlib
 import json
@@ -6,8 +6,11 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import GNDetError
+
+_MAX_JSON_DEPTH = 100
 
 
 @contextlib.contextmanager
@@ -96,3 +99,37 @@ def save_json(path: str | Path, data: object, indent: int | None = 1) -> Path:
         GNDetError: the file cannot be written.
     """
     return save_text(path, json.dumps(data, indent=indent) + "\n")
+
+
+def read_json(path: str | Path, name: str) -> Any:
+    """Return the content of a JSON file in UTF-8.
+
+    Args:
+        path: the file.
+        name: how the error message calls the file, such as "The record a.json".
+
+    Raises:
+        GNDetError: the file cannot be read, is not JSON, or is nested so deeply that code which walks
+            through it would fail.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        if _is_deeper(data, _MAX_JSON_DEPTH):
+            raise RecursionError
+    except OSError as error:
+        raise GNDetError(f"{name} cannot be read: {error.strerror}.") from None
+    except ValueError as error:  # also of text that is not UTF-8
+        raise GNDetError(f"{name} cannot be read as JSON: {error}.") from None
+    except RecursionError:
+        raise GNDetError(f"{name} cannot be read as JSON: it is nested too deeply.") from None
+    return data
+
+
+def _is_deeper(data: object, depth: int) -> bool:
+    """Return whether lists and dicts are nested in each other more than ``depth`` times."""
+    level: list[Any] = [data] if isinstance(data, list | dict) else []
+    while level and depth:
+        children = (node.values() if type(node) is dict else node for node in level)
+        level = [child for values in children for child in values if type(child) in (dict, list)]
+        depth -= 1
+    return bool(level)

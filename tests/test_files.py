@@ -8,7 +8,10 @@ import threading
 import pytest
 
 from gn_det.errors import GNDetError
-from gn_det.files import replacing, save_json, save_text
+from gn_det.evaluation.detections import read_detections
+from gn_det.evaluation.records import read_record
+from gn_det.files import read_json, replacing, save_json, save_text
+from helpers.errors import error_sentence
 
 
 def test_replacing_writes_the_file_and_no_other(tmp_path):
@@ -85,3 +88,40 @@ def test_error_names_file_reason_and_hint(tmp_path):
 def test_save_text_creates_folders_and_encodes_characters_that_utf8_lacks(tmp_path):
     path = save_text(tmp_path / "new" / "a.html", "\udcff", errors="xmlcharrefreplace")
     assert path.read_text() == "&#56575;"
+
+
+# ---- reading JSON
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"{", "cannot be read as JSON: Expecting"),
+        (b"\xff", "cannot be read as JSON: 'utf-8' codec"),
+        (b"", "cannot be read as JSON: Expecting value"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"[" * 101 + b"]" * 101, "nested too deeply"),
+        (b"9" * 5000, "cannot be read as JSON: Exceeds the limit"),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_json_that_cannot_be_read(content, problem, tmp_path):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    sentence = error_sentence(read_json, path, "The list a.json")
+    assert sentence.startswith("The list a.json ") and problem in sentence
+
+
+@pytest.mark.parametrize("data", [None, 1, "ü", [], {}, [{"a": [1, [2]]}], json.loads("[" * 100 + "]" * 100)])
+def test_json_is_read(data, tmp_path):
+    assert read_json(save_json(tmp_path / "a.json", data), "x") == data
+
+
+@pytest.mark.parametrize("reader", [read_record, read_detections])
+@pytest.mark.parametrize("depth", [150, 100_000])
+def test_deep_json_of_records_and_detections_is_refused(reader, depth, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"image_id":' + "[" * depth + "]" * depth + "}]")
+    assert f"{path} cannot be read as JSON: it is nested too deeply" in error_sentence(reader, path)

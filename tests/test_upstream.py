@@ -21,7 +21,7 @@ PRIVATE = {
         "_load_file _load_model _log_incompatible_keys _parsed_url_during_load",
         "checkpoint/checkpointer.py",
     ),
-    "detectron2.data.detection_utils": ("_apply_exif_orientation", "prediction/images.py"),
+    "detectron2.data.detection_utils": ("_apply_exif_orientation", "images.py"),
     "detectron2.engine.DefaultTrainer": ("_trainer _last_eval_results", "training/trainer.py"),
     "detectron2.engine.SimpleTrainer": ("_data_loader_iter _write_metrics", "training/step.py"),
     "detectron2.evaluation.COCOEvaluator": (
@@ -29,11 +29,18 @@ PRIVATE = {
         "_output_dir _predictions _results _tasks _tasks_from_predictions",
         "evaluation/evaluator.py, evaluation/published_detections.py",
     ),
+    "detectron2.modeling.anchor_generator.DefaultAnchorGenerator": (
+        "_grid_anchors",
+        "acceleration/on_device/proposals.py",
+    ),
+    "detectron2.modeling.roi_heads.Res5ROIHeads": ("_shared_roi_transform", "acceleration/on_device/heads.py"),
+    "detectron2.modeling.roi_heads.StandardROIHeads": ("_forward_mask", "acceleration/on_device/heads.py"),
+    "detectron2.layers.mask_ops": ("_do_paste_mask", "evaluation/fast_coco.py"),
     "detectron2.utils.events.EventStorage": ("_vis_data", "training/wandb_writer.py"),
     "detectron2.utils.file_io.PathHandler": ("_get_local_path _get_supported_prefixes _open", "checkpoint/uri.py"),
     "pickle": ("_Unpickler", "checkpoint/pickles.py"),
     "torch.nn.Conv2d": ("_conv_forward", "acceleration/fuse.py"),
-    "torch.nn.modules.batchnorm": ("_BatchNorm", "checkpoint/fit.py"),
+    "torch.nn.modules.batchnorm": ("_BatchNorm", "acceleration/on_device/apply.py, checkpoint/fit.py"),
     "torch.utils._python_dispatch": ("TorchDispatchMode", "cost/memory.py"),
     "torch.utils._pytree": ("tree_leaves", "cost/memory.py"),
 }

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..modeling.padding import ignore_padding
 from ..ops import select
+from .cuda_graphs import use_cuda_graphs
 from .fuse import fuse
 from .precision import inference_precision
 from .roi_align import use_row_poolers
@@ -32,6 +33,8 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
       parameters become channels_last.
     - ``INFERENCE.DTYPE`` other than float32: RoIs keep float32 coordinates.
     - ``GPU.MIXED_PRECISION``: on a GPU, the parameters become channels_last, and RoIAlign is one kernel per level.
+    - ``INFERENCE.CUDA_GRAPHS`` and, with ``for_training``, ``TRAIN.CUDA_GRAPHS``: on a GPU, the backbone and the
+      head of the RPN are replayed as CUDA graphs (:mod:`gn_det.acceleration.cuda_graphs`).
 
     Args:
         for_training: the model will be trained, and only evaluated in between. The memory format of
@@ -44,7 +47,7 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
     if cfg.MODEL.GN.IGNORE_PADDING:
         ignore_padding(model)
     how = inference_precision(cfg)
-    on_gpu = next(model.parameters()).is_cuda
+    on_gpu = next(model.parameters()).device.type != "cpu"
     if cfg.MODEL.GN.FUSE and (not on_gpu or how.implementation or select.forced):
         fuse(model, how.implementation)
     if how.implementation == "triton":
@@ -55,6 +58,8 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
         keep_rois_in_float32(model)
     if how.channels_last and not for_training:
         to_channels_last(model) if on_gpu else model.to(memory_format=torch.channels_last)
+    if on_gpu:
+        use_cuda_graphs(model, inference=cfg.INFERENCE.CUDA_GRAPHS, training=for_training and cfg.TRAIN.CUDA_GRAPHS)
     return model
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import GNDetError
 from ..ops.padding import attach_extents, current_extents, extents_in_use, extents_of
+from .on_device.apply import use_fewer_syncs
 from .precision import training_precision
 
 
@@ -30,10 +31,13 @@ def apply_training_options(cfg: CfgNode, model: nn.Module) -> None:
       (:func:`checkpoint_activations`).
     - ``TRAIN.CHANNELS_LAST``: parameters and images become channels_last (:func:`to_channels_last`).
     - ``GPU.MIXED_PRECISION``: on a GPU, both of these.
+    - ``TRAIN.FEWER_SYNCS``: samples and proposals have fixed numbers
+      (:func:`gn_det.acceleration.on_device.apply.use_fewer_syncs`).
     - ``TRAIN.COMPILE``: the backbone is compiled (:func:`compile_backbone`).
 
     Raises:
-        GNDetError: ``TRAIN.COMPILE`` is True, but ``torch.compile`` does not work on this machine.
+        GNDetError: ``TRAIN.FEWER_SYNCS`` is True, but a part of the model is not supported; or
+            ``TRAIN.COMPILE`` is True, but ``torch.compile`` does not work on this machine.
     """
     how = training_precision(cfg)
     if how.dtype is not None:
@@ -42,6 +46,8 @@ def apply_training_options(cfg: CfgNode, model: nn.Module) -> None:
         checkpoint_activations(model)
     if how.channels_last:
         to_channels_last(model)
+    if cfg.TRAIN.FEWER_SYNCS:
+        use_fewer_syncs(model)
     if cfg.TRAIN.COMPILE:
         compile_backbone(model)
 

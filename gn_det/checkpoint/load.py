@@ -14,6 +14,7 @@ import torch
 
 from ..download.content import DESCRIPTIONS, file_type, read_head
 from ..errors import GNDetError
+from ..zoo import index as zoo
 from .pickles import STAND_INS, load_pickle, one_line
 from .safetensors_io import read_metadata, read_safetensors
 
@@ -113,7 +114,7 @@ def _list_of(kind: type[_Item], value: object) -> list[_Item]:
 
 
 def _local_path(path: str | Path) -> str:
-    name = os.path.expanduser(str(path).partition("?")[0])  # "?" begins options for detectron2's checkpointer
+    name = os.path.expanduser(zoo.without_options(str(path)))
     if not os.path.isfile(name):
         raise GNDetError(f"The weights {path} could not be read: the file does not exist.")
     return name

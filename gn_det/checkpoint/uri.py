@@ -13,32 +13,33 @@ from ..errors import GNDetError
 from ..files import replacing
 from ..zoo import index as zoo
 from .convert import convert
-from .load import read_error, read_file
+from .load import read_file
+
+_URLS = ("https://", "http://")  # what is downloaded
 
 
 def find_weights(name: str | os.PathLike[str]) -> Path:
     """Return the local file of ``MODEL.WEIGHTS``. Download it if it is not in the cache yet.
 
+    Everything that is downloaded goes through :mod:`gn_det.download`.
+
     Args:
-        name: a path, a URL, ``gn_det://NAME`` of the model zoo, or a ``catalog://`` or
+        name: a path, an http or https URL, ``gn_det://NAME`` of the model zoo, or a ``catalog://`` or
             ``detectron2://`` name of detectron2.
 
     Raises:
-        GNDetError: the file does not exist, cannot be downloaded, or differs from the published file.
+        GNDetError: the file does not exist, cannot be downloaded, or differs from the published file,
+            or the URL has another scheme.
     """
-    name = os.fspath(name).partition("?")[0]  # "?" begins options for detectron2's checkpointer
+    name = zoo.without_options(os.fspath(name))
     if name.startswith(zoo.URI):
         return zoo.get_weights(name.removeprefix(zoo.URI))
     url = zoo.resolve(name)
-    if url.startswith("catalog://"):
-        raise GNDetError(f"The weights {name} could not be read: detectron2's catalog has no such name.")
-    if url.startswith(("https://", "http://")):
+    if url.startswith(_URLS):
         entry = zoo.entry_of(url)
         return zoo.get_weights(entry.name) if entry and url in entry.urls else fetch(url)
-    try:
-        path = Path(PathManager.get_local_path(url) if "://" in url else url).expanduser()
-    except Exception as error:  # path handlers of other packages can raise any exception
-        raise read_error(name, error) from error
+    _check_local(url)
+    path = Path(url).expanduser()
     if not path.is_file():
         raise _missing_file(name)
     return path
@@ -48,14 +49,35 @@ def check_name(name: str) -> None:
     """Check a value of ``MODEL.WEIGHTS`` without reading or downloading the file.
 
     Raises:
-        GNDetError: the model zoo has no such name, or the path does not exist. URLs and names of
-            detectron2 pass.
+        GNDetError: the model zoo or detectron2's catalog has no such name, the path does not exist, or
+            the URL has a scheme other than http and https. Other URLs pass.
     """
-    name = name.partition("?")[0]
+    name = zoo.without_options(name)
+    url = zoo.resolve(name)
     if name.startswith(zoo.URI):
         zoo.get_entry(name.removeprefix(zoo.URI))
-    elif "://" not in name and not Path(name).expanduser().is_file():
-        raise _missing_file(name)
+    elif not url.startswith(_URLS):
+        _check_local(url)
+        if not Path(url).expanduser().is_file():
+            raise _missing_file(name)
+
+
+def _check_local(name: str) -> None:
+    """Check that a value of ``MODEL.WEIGHTS`` which is not downloaded is a path that detectron2 can open.
+
+    detectron2's path manager is not asked, because it downloads ftp URLs to paths that the URL chooses.
+    """
+    if name.startswith("catalog://"):
+        raise GNDetError(f"The weights {name} could not be read: detectron2's catalog has no such name.")
+    if "://" in name:
+        raise GNDetError(
+            f"The weights {name} could not be read: only http and https URLs are downloaded; download the file, and "
+            "pass its path."
+        )
+    if "?" in name:
+        raise GNDetError(
+            f"The weights {name} could not be read: detectron2 takes what follows '?' in a path as options; rename the file."
+        )
 
 
 def _missing_file(name: str) -> GNDetError:

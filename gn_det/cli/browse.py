@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import build_augmentation, convert_image_to_rgb
 from detectron2.utils.env import seed_all_rng
 
 from ..data.checks import check_data, format_check
+from ..data.mapper import Mapper
+from ..data.paths import check_file_names
 from ..errors import GNDetError
 from ..launch.arguments import argument_parser
 from ..launch.output_dir import remove_staged_files
@@ -65,6 +67,7 @@ def browse(args: argparse.Namespace) -> Path:
     with _config_of_data(args, train) as cfg:
         names = cfg.DATASETS.TRAIN if train else cfg.DATASETS.TEST
         rows = [row for name in names for row in DatasetCatalog.get(name)]
+        check_file_names(names, rows)
         numbers = [str(number) for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
         classes = MetadataCatalog.get(names[0]).get("thing_classes", numbers)
         check = check_data(rows, classes, cfg, train)
@@ -117,15 +120,15 @@ def choose_images(rows: list[dict], check: dict, number: int, seed: int) -> list
     return sorted(chosen.items())
 
 
-def _mapper(cfg: CfgNode, train: bool, args: argparse.Namespace) -> DatasetMapper:
+def _mapper(cfg: CfgNode, train: bool, args: argparse.Namespace) -> Mapper:
     """Return a mapper that keeps the annotations in testing too, and seed its random augmentations."""
     seed_all_rng(max(cfg.SEED, 0))
     if args.no_augmentation:
-        return DatasetMapper(cfg, is_train=True, augmentations=[])
-    return DatasetMapper(cfg, is_train=True, **({} if train else {"augmentations": build_augmentation(cfg, False)}))
+        return Mapper(cfg, is_train=True, augmentations=[])
+    return Mapper(cfg, is_train=True, **({} if train else {"augmentations": build_augmentation(cfg, False)}))
 
 
-def draw_samples(samples: list[tuple[dict, str]], classes: list[str], mapper: DatasetMapper, folder: Path) -> None:
+def draw_samples(samples: list[tuple[dict, str]], classes: list[str], mapper: Mapper, folder: Path) -> None:
     """Draw samples and write ``FOLDER/01.jpg``, ``02.jpg``, ..., and ``sheet.jpg``, which shows them all.
 
     Args:

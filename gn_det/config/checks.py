@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from ..errors import GNDetError, did_you_mean
 from ..metrics import metric_names
 from ..modeling.norm import NORM_KEYS, PER_SAMPLE, check_norm, get_key
+from .graph_checks import check_cuda_graphs
 from .values import check_values
 
 # (norm key, key that names the part that reads the norm key, names of gn_det's versions of that part).
@@ -236,6 +237,7 @@ def check_training_options(cfg: CfgNode) -> None:
     if cfg.SOLVER.AMP.ENABLED:
         _check_amp(cfg)
     check_accumulation(cfg, comm.get_world_size())
+    check_cuda_graphs(cfg, comm.get_world_size())
     if train.CHECKPOINT_ACTIVATIONS and cfg.MODEL.RESNETS.NORM not in (*PER_SAMPLE, "FrozenBN", ""):
         raise GNDetError(
             f"TRAIN.CHECKPOINT_ACTIVATIONS is True, but MODEL.RESNETS.NORM is {cfg.MODEL.RESNETS.NORM}, whose running "

@@ -156,7 +156,22 @@ KEYS = (
         "Train with weights and images in the channels_last memory format.",
         "never",
     ),
+    Key(
+        "TRAIN.FEWER_SYNCS",
+        False,
+        "Let the host wait for the GPU less often in training: match, sample, propose and rasterize masks on the device, "
+        "with fixed sizes. With the same samples, the losses agree to rounding. Not measured on a GPU yet; slower on a CPU.",
+        "never",
+    ),
     Key("TRAIN.COMPILE", False, "Compile the backbone with `torch.compile`.", "never"),
+    Key(
+        "TRAIN.CUDA_GRAPHS",
+        False,
+        "On a GPU, capture the forward and backward pass of the backbone and of the RPN head as CUDA graphs, one per padded "
+        "size of the batch. Batches of images of different sizes run without, unless `MODEL.GN.IGNORE_PADDING` is `False`. "
+        "Not measured on a GPU yet. No effect on CPUs.",
+        "never",
+    ),
     Key(
         "TRAIN.PICTURES",
         3,
@@ -196,6 +211,29 @@ KEYS = (
         "INFERENCE.DTYPE",
         "float32",
         "Data type of convolutions and GN in inference: `float32` or `bfloat16` (fast on CPUs with AVX-512 BF16 or AMX).",
+    ),
+    Key(
+        "INFERENCE.CUDA_GRAPHS",
+        False,
+        "On a GPU, replay the backbone and the RPN head as CUDA graphs, one per padded size of the batch. Batches of images "
+        "of different sizes run without, unless `MODEL.GN.IGNORE_PADDING` is `False`. Not measured on a GPU yet. No effect "
+        "on CPUs.",
+        "never",
+    ),
+    Key(
+        "INFERENCE.PASTE_ON_HOST",
+        False,
+        "On a GPU, copy each mask to the host as the model predicts it (28x28) and paste it there, in evaluation only "
+        "within its box. `False`: paste on the GPU, and copy bitmaps of the size of the image. Not measured on a GPU yet. "
+        "No effect on CPUs, where evaluation always pastes within boxes.",
+        "never",
+    ),
+    Key(
+        "INFERENCE.PREFETCH",
+        False,
+        "On a GPU, read the next images in a thread, into pinned memory, while the model runs. Not measured on a GPU yet. "
+        "No effect on CPUs.",
+        "never",
     ),
 )
 

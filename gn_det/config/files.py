@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 
 from ..errors import GNDetError, did_you_mean
 from .defaults import get_cfg
+from .yaml_files import NOT_A_CONFIG, parse_yaml, read_config_file
 
 
 def config_dir() -> Path:
@@ -46,6 +47,14 @@ def find_config(name: str) -> Path:
     raise GNDetError(f"There is no config {name}; {hint}")
 
 
+class _LocalConfig(CfgNode):
+    """detectron2's config, which merges local files only, read by :func:`read_config_file`."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        return read_config_file(filename)
+
+
 def load_config(name: str, opts: Sequence[str] = ()) -> CfgNode:
     """Load a config file and apply overrides.
 
@@ -55,18 +64,21 @@ def load_config(name: str, opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         GNDetError: if the file does not exist or is not YAML, a key is unknown (the sentence names
-            the nearest known key), or a value has the wrong type.
+            the nearest known key) or stands twice, a value has the wrong type, or a ``_BASE_`` or
+            ``OUTPUT_DIR`` is not local.
     """
-    cfg = get_cfg()
+    cfg = _LocalConfig(get_cfg())
     path = find_config(name)
     with _errors_as_sentences(cfg, str(path)):
-        # By default, detectron2 would run the Python tags of a YAML file.
-        cfg.merge_from_file(str(path), allow_unsafe=False)
+        cfg.merge_from_file(str(path))
+    cfg = CfgNode(cfg)
     if len(opts) % 2:
         raise GNDetError(f"The overrides on the command line are KEY VALUE pairs, but {opts[-1]!r} has no value.")
     _check_keys_exist(cfg, opts[::2])
     with _errors_as_sentences(cfg, "the command line"):
         cfg.merge_from_list(list(opts))
+    if "://" in cfg.OUTPUT_DIR:
+        raise GNDetError(f"OUTPUT_DIR is {cfg.OUTPUT_DIR}, but must be a local folder.")
     # The config.yaml in the OUTPUT_DIR of a run already names the config that was trained.
     cfg.MODEL.GN.CONFIG = cfg.MODEL.GN.CONFIG or path.stem
     return cfg
@@ -82,15 +94,17 @@ def parse_config(text: str, where: str) -> CfgNode:
     Raises:
         GNDetError: as for :func:`load_config`.
     """
-    cfg = get_cfg()
+    cfg, content = get_cfg(), parse_yaml(text, where)
+    if not isinstance(content, dict):
+        raise GNDetError(f"{where}: {NOT_A_CONFIG}")
     with _errors_as_sentences(cfg, where):
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+        cfg.merge_from_other_cfg(CfgNode(content))
     return cfg
 
 
 @contextlib.contextmanager
 def _errors_as_sentences(cfg: CfgNode, where: str) -> Iterator[None]:
-    """Turn the errors that yacs, yaml and fvcore raise while merging into a GNDetError of one sentence.
+    """Turn the errors that yacs and fvcore raise while merging into a GNDetError of one sentence.
 
     Args:
         cfg: config that is merged into; its keys are the known ones.
@@ -98,17 +112,10 @@ def _errors_as_sentences(cfg: CfgNode, where: str) -> Iterator[None]:
     """
     try:
         yield
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise GNDetError(f"{where}{line} is not a plain YAML config: {problem}.") from None
-    except FileNotFoundError as error:
-        raise GNDetError(f"{where}: its _BASE_ {error.filename} does not exist.") from None
-    except OSError as error:
-        raise GNDetError(f"{where}: its _BASE_ {error.filename} cannot be read ({error.strerror}).") from None
-    except RecursionError:
-        raise GNDetError(f"{where}: its _BASE_ files form a cycle.") from None
+    except GNDetError:
+        raise
+    except (RecursionError, MemoryError):
+        raise GNDetError(f"{where}: a value is nested too deeply.") from None
     except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
         raise GNDetError(f"{where}: {_explain(cfg, str(error).strip(chr(34) + chr(39)))}") from None
 
@@ -129,7 +136,7 @@ def _explain(cfg: CfgNode, message: str) -> str:
         hint = f" (write {value}.0)" if (expected, actual) == ("float", "int") else ""
         return f"{name} takes a value of type {expected}, not the {actual} {value}{hint}."
     if "is not iterable" in message or "has no attribute" in message:
-        return "this is not a config; a config consists of KEY: VALUE lines."
+        return NOT_A_CONFIG
     return message.splitlines()[0] if message else "this is not a config."
 
 

@@ -15,6 +15,7 @@ changed*, only where it is not the default; or *never*, because it changes how a
 _SECTIONS = {
     "MODEL.GN": "Norms and weights",
     "TRAIN": "Training",
+    "GPU": "GPUs",
     "INFERENCE": "Inference",
     "TEST": "Evaluation",
 }

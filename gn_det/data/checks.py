@@ -14,13 +14,11 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode
-from PIL import Image
 from pycocotools import mask as coco_mask
 from tabulate import tabulate
 
-from ..errors import GNDetError
+from ..images import read_header
 
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _MAX_HEADERS = 2000  # image files whose headers are read, evenly spaced over the dataset
 _FEW_OBJECTS = 10  # a class with fewer objects gets a warning
 _MAX_NAMES = 5  # names listed in a warning; the rest are counted
@@ -242,9 +240,9 @@ def _scale_findings(objects: Objects, scales: np.ndarray, anchors: list[float]) 
 
 def _file_findings(rows: list[dict]) -> Iterator[Finding]:
     sample = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MAX_HEADERS)).astype(int)).tolist()
-    headers = {index: _read_header(rows[index]["file_name"]) for index in sample}
-    rotated = tuple(index for index, (orientation, _) in headers.items() if orientation != 1)
-    deep = tuple(index for index, (_, mode) in headers.items() if mode in ("I", "F") or mode.startswith("I;16"))
+    headers = {index: read_header(rows[index]["file_name"]) for index in sample}
+    rotated = tuple(index for index, header in headers.items() if header.orientation != 1)
+    deep = tuple(i for i, header in headers.items() if header.mode in ("I", "F") or header.mode.startswith("I;16"))
     if rotated:
         yield Finding(
             f"{len(rotated)} of {len(headers)} checked image files are rotated by detectron2 because of their EXIF "
@@ -260,15 +258,6 @@ def _file_findings(rows: list[dict]) -> Iterator[Finding]:
             "more than 8 bits",
             deep,
         )
-
-
-def _read_header(path: str) -> tuple[int, str]:
-    """Return the EXIF orientation and the mode of an image file, as PIL names it."""
-    try:
-        with Image.open(path) as image:
-            return image.getexif().get(_ORIENTATION, 1), image.mode
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise GNDetError(f"{path} cannot be read as an image ({type(error).__name__}).") from None
 
 
 def format_check(name: str, check: dict) -> str:

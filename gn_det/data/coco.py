@@ -15,15 +15,15 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from PIL import Image
 
 from ..errors import GNDetError
 from ..files import save_json
+from ..images import read_header
 from . import shapes
+from .paths import check_file_names, describe_outside, names_outside
 
 logger = logging.getLogger(__name__)
 
-_ORIENTATION = 0x0112  # EXIF tag; values of 5 and above swap width and height
 _MAX_PROBLEMS = 5  # problems listed in an error; the rest are counted
 
 
@@ -103,7 +103,9 @@ def register_again(name: str, json_file: str, image_root: str, classes: list[str
 def _load_again(json_file: str, image_root: str, name: str) -> list[dict]:
     if problem := next(_image_problems(read_annotations(json_file)["images"], None), None):
         raise GNDetError(f"{json_file} has changed since the run: {problem}.")
-    return load_coco_json(json_file, image_root, name)
+    rows = load_coco_json(json_file, image_root, name)
+    check_file_names([name], rows)
+    return rows
 
 
 def _register(
@@ -198,6 +200,8 @@ def _category_problems(rows: list[dict]) -> Iterator[str]:
 def _image_problems(rows: list[dict], image_root: Path | None) -> Iterator[str]:
     if not rows:
         yield "it has no images"
+    names = [row["file_name"] for row in rows if isinstance(row.get("file_name"), str)]
+    outside = dict(names_outside(image_root, names)) if image_root else {}
     seen = set()
     for row in rows:
         number, name = row.get("id"), row.get("file_name")
@@ -212,6 +216,8 @@ def _image_problems(rows: list[dict], image_root: Path | None) -> Iterator[str]:
             yield f"image {number} has no file_name"
         elif Path(name).is_absolute() or ".." in Path(name).parts or "://" in name:
             yield f"the file_name {name!r} of image {number} points outside {image_root or 'the image folder'}"
+        elif name in outside:
+            yield f"{image_root}/{name} {describe_outside(outside[name])}"
         elif image_root and (problem := _file_problem(image_root / name, row)):
             yield f"{image_root / name} {problem}"
 
@@ -221,17 +227,16 @@ def _file_problem(path: Path, row: dict) -> str | None:
     if not path.is_file():
         return "does not exist"
     try:
-        with Image.open(path) as image:
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            size = image.size[::-1] if orientation >= 5 else image.size
-            if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-                return "has more than 8 bits per channel, which detectron2 clips at 255: save it with 8 bits"
-            if image.format == "TIFF" and orientation > 1:
-                return "is a TIFF with an EXIF orientation, which detectron2 applies twice: save the rotated pixels"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"cannot be read as an image ({type(error).__name__})"
-    if size != (row.get("width"), row.get("height")):  # size after detectron2 has applied the EXIF orientation
-        return f"has {size[0]} x {size[1]} pixels, but the JSON declares {row.get('width')} x {row.get('height')}"
+        header = read_header(path)
+    except GNDetError as error:
+        return str(error).removeprefix(f"{path} ").rstrip(".")
+    if header.mode in ("F", "I") or header.mode.startswith("I;16"):
+        return "has more than 8 bits per channel, which detectron2 clips at 255: save it with 8 bits"
+    if header.format == "TIFF" and header.orientation > 1:
+        return "is a TIFF with an EXIF orientation, which detectron2 applies twice: save the rotated pixels"
+    if header.size != (row.get("width"), row.get("height")):
+        width, height = header.size
+        return f"has {width} x {height} pixels, but the JSON declares {row.get('width')} x {row.get('height')}"
     return None
 
 

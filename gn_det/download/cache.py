@@ -197,8 +197,7 @@ def check_cached(path: Path, url: str, sha256: str, size: int) -> None:
     try:
         if record:
             verify(measured, f"{path} (recorded on {record['date']})", record["sha256"], record["size"])
-        else:
-            check_content(path, str(path), url)
+        check_content(path, str(path), url)  # also if recorded: an older version may have recorded a file that is cut
         verify(measured, str(path), sha256, size)
     except GNDetError as error:
         raise GNDetError(f"{error} Remove the file to download it again.") from None

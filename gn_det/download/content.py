@@ -5,6 +5,8 @@ import zipfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from safetensors import SafetensorError, safe_open
+
 from ..errors import GNDetError
 
 #: How an error sentence continues after "FILE is", for each result of :func:`file_type`.
@@ -121,5 +123,14 @@ def _is_complete(path: Path) -> bool:
     if kind == "pickle":
         return tail.endswith(b".")
     if kind == "safetensors":
-        return size >= 8 + _safetensors_header_length(head)
+        return _has_all_tensors(path)
     return tail.endswith(_BRACKETS[_text_start(head)[:1]])
+
+
+def _has_all_tensors(path: Path) -> bool:
+    """Return whether the tensors in the header of a safetensors file are all in the file. They are not read."""
+    try:
+        with safe_open(path, framework="numpy"):
+            return True
+    except SafetensorError:
+        return False

@@ -9,12 +9,12 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 from detectron2.utils.visualizer import GenericMask, Visualizer
 from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw
 
+from ..images import read_image
 from .names import picture_names
 
 _MIN_SIDE = 480  # pixels; images with a shorter side are enlarged, so that names can be read
@@ -170,7 +170,7 @@ def draw_predictions(
     paths = []
     for index in np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int):
         row = rows[index]
-        image = read_image(row["file_name"], format="RGB")
+        image = read_image(row["file_name"], "RGB")
         detections = _instances(by_image[row["image_id"]], image.shape[:2], metadata)
         left = draw_instances(image, detections, metadata)
         right = LabelVisualizer(image, metadata, _scale(image)).draw_dataset_dict(row).get_image()

@@ -4,7 +4,6 @@ The COCO API takes wrong values without an error: it ranks a NaN score first, a 
 mask of another size than the image matches none. What is checked stands in the tables of rules below.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pycocotools import mask as mask_util
 
 from ..data.run_lengths import count_pixels
 from ..errors import GNDetError
+from ..files import read_json
 from .hotcoco_data import SHAPE_KEYS
 
 _LARGEST = 1e12  # of a number; larger ones overflow in the COCO API
@@ -122,12 +122,7 @@ def read_detections(path: str | Path) -> list[dict]:
     Raises:
         GNDetError: the file cannot be read, is not in that format, or has values that are not valid.
     """
-    try:
-        rows = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise GNDetError(f"The detections {path} cannot be read: {error}.") from None
-    except RecursionError:
-        raise GNDetError(f"The detections {path} cannot be read: the JSON is nested too deeply.") from None
+    rows = read_json(path, f"The detections {path}")
     keys = {"category_id", "score"}
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and keys <= row.keys() and ("image_id" in row or "file_name" in row) for row in rows

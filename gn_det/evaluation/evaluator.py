@@ -23,10 +23,12 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..acceleration.inference import precision
+from ..acceleration.prefetch import Prefetcher
+from ..acceleration.roi_masks import without_pasting
 from ..metrics import METRICS, RECALLS
 from . import fast_coco
 from .detections import check_detections, check_finite, check_instances, read_detections
-from .fast_coco import encode_masks
+from .fast_coco import split_masks
 from .hotcoco_data import SHAPE_KEYS
 from .records import Weights, format_table, make_record, write_record
 
@@ -51,21 +53,18 @@ class COCOEvaluator(StockCOCOEvaluator):
         self._fast = use_fast_impl
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Same as detectron2's method, but encode masks with :func:`encode_masks` if possible.
+        """Same as detectron2's method, but encode masks with :func:`split_masks` if possible.
 
         Raises:
             GNDetError: a box or score is not finite.
         """
         for image, output in zip(inputs, outputs, strict=True):
             masks = None
-            if self._fast and "instances" in output and output["instances"].has("pred_masks"):
-                instances = output["instances"].to(self._cpu_device)
-                masks = encode_masks(instances.pred_masks, instances.pred_boxes.tensor)
-                if masks is not None:
-                    instances.remove("pred_masks")
-                    output = {**output, "instances": instances}
             if "instances" in output:
-                check_instances(output["instances"], image)
+                instances = output["instances"].to(self._cpu_device)
+                check_instances(instances, image)
+                instances, masks = split_masks(instances, self._fast)
+                output = {**output, "instances": instances}
             super().process([image], [output])
             if masks:
                 for row, mask in zip(self._predictions[-1]["instances"], masks, strict=True):
@@ -186,6 +185,10 @@ def evaluate(
         "before_inference": lambda: starts.append(_synchronized_time()),
         "after_inference": lambda: seconds.append(_synchronized_time() - starts[-1]),
     }
+    device = torch.device(cfg.MODEL.DEVICE)
+    if cfg.INFERENCE.PREFETCH and device.type == "cuda":
+        loader = Prefetcher(loader, device)
+    model = without_pasting(model, cfg.INFERENCE.PASTE_ON_HOST)
     with precision(cfg):
         results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks)
     if not comm.is_main_process():

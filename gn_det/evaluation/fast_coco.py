@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
+from detectron2.layers.mask_ops import _do_paste_mask
+from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
@@ -145,16 +147,61 @@ def encode_masks(masks: torch.Tensor, boxes: torch.Tensor) -> list[dict] | None:
     """
     if masks.dtype != torch.bool or masks.ndim != 3 or not boxes.isfinite().all():
         return None
-    size = height, width = masks.shape[1:]
+    size = height, width = masks.shape[1], masks.shape[2]
     low = (boxes[:, :2].floor() - 1).clamp(min=0).int().tolist()
     high = (boxes[:, 2:].ceil() + 1).minimum(boxes.new_tensor([width, height])).int().tolist()
     array, rles, encoded_pixels = masks.numpy(), [], 0
     for mask, (x0, y0), (x1, y1) in zip(array, low, high, strict=True):
         runs = _run_lengths(mask[y0:y1, x0:x1], x0, y0, *size)
         encoded_pixels += sum(runs[1::2])
-        rle = mask_util.frPyObjects({"size": [*size], "counts": runs}, *size)
-        rles.append({**rle, "counts": rle["counts"].decode()})
+        rles.append(_compress(runs, size))
     return rles if encoded_pixels == np.count_nonzero(array) else None
+
+
+def encode_roi_masks(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]) -> list[dict]:
+    """Paste each mask within its box, as detectron2 does on a CPU, and encode it as COCO run lengths.
+
+    Args:
+        masks: (N, M, M), between 0 and 1, on the CPU.
+        boxes: (N, 4) x0, y0, x1, y1 in pixels of the image.
+        size: (height, width) of the image.
+
+    Returns:
+        what :func:`encode_masks` returns for the pasted masks. No bitmap of the size of the image is made.
+    """
+    rles = []
+    for mask, box in zip(masks, boxes, strict=True):
+        pasted, (rows, columns) = _do_paste_mask(mask[None, None], box[None], *size, skip_empty=True)
+        crop = (pasted[0] >= 0.5).numpy()
+        rles.append(_compress(_run_lengths(crop, int(columns.start), int(rows.start), *size), size))
+    return rles
+
+
+def split_masks(instances: Instances, encodes_bitmaps: bool = True) -> tuple[Instances, list[dict] | None]:
+    """Encode the masks of one image, and leave them out of the instances.
+
+    Args:
+        instances: on the CPU, with masks as ``roi_masks`` (:func:`encode_roi_masks`), as ``pred_masks``
+            (:func:`encode_masks`), or without masks.
+        encodes_bitmaps: whether to encode ``pred_masks`` too.
+
+    Returns:
+        the instances without masks, and their run lengths. If there are no masks, or they cannot be encoded
+        by this module, the instances as they are, and None.
+    """
+    fields, rles = dict(instances.get_fields()), None
+    if "roi_masks" in fields:
+        rles = encode_roi_masks(fields.pop("roi_masks"), instances.pred_boxes.tensor, instances.image_size)
+    elif isinstance(fields.get("pred_masks"), list):
+        rles = fields.pop("pred_masks")
+    elif encodes_bitmaps and "pred_masks" in fields:
+        rles = encode_masks(fields.pop("pred_masks"), instances.pred_boxes.tensor)
+    return (instances, None) if rles is None else (Instances(instances.image_size, **fields), rles)
+
+
+def _compress(runs: list[int], size: tuple[int, int]) -> dict:
+    rle = mask_util.frPyObjects({"size": [*size], "counts": runs}, *size)
+    return {**rle, "counts": rle["counts"].decode()}
 
 
 def _run_lengths(crop: np.ndarray, x0: int, y0: int, height: int, width: int) -> list[int]:

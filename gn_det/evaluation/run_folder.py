@@ -12,7 +12,7 @@ from ..config.files import load_config
 from ..data.coco import register_again
 from ..data.identity import dataset_identity
 from ..errors import GNDetError
-from ..files import save_json
+from ..files import read_json, save_json
 from .records import read_record
 
 
@@ -82,7 +82,7 @@ def _read_entries(folder: str | Path) -> dict[str, dict]:
     path = _datasets_file(folder)
     if not path.is_file():
         return {}
-    entries = _read_json(path)
+    entries = read_json(path, str(path))
     if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
         raise GNDetError(f"{path} is not a list of the run's datasets; delete it, and train or evaluate again.")
     return entries
@@ -95,13 +95,6 @@ def _is_entry(entry: object) -> bool:
         and all(isinstance(name, str) for name in entry["classes"])
         and all(isinstance(number, int) for number in entry["ids"])
     )
-
-
-def _read_json(path: Path):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise GNDetError(f"{path} cannot be read as JSON: {error}.") from None
 
 
 def register_datasets(folder: str | Path, names: Collection[str] | None = None) -> list[str]:

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from ..acceleration.device import choose_device
 from ..checkpoint.uri import check_name
 from ..config.checks import check_accumulation, check_config, datasets_of_run
+from ..config.graph_checks import check_cuda_graphs
 from ..data.coco import register_coco_json
 from ..errors import GNDetError
 from ..evaluation.run_folder import register_datasets
@@ -51,6 +52,7 @@ def prepare(args: argparse.Namespace, needs_weights: bool = True) -> CfgNode:
         )
     if not args.eval_only:
         check_accumulation(cfg, processes)
+        check_cuda_graphs(cfg, processes)
     if args.eval_only and needs_weights and not cfg.MODEL.WEIGHTS and not has_checkpoint:
         raise GNDetError("--eval-only needs weights: set MODEL.WEIGHTS, or pass --resume with the OUTPUT_DIR of a run.")
     if args.eval_only and not cfg.DATASETS.TEST:

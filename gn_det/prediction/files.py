@@ -192,7 +192,7 @@ def _writing(path: str | Path) -> Iterator[None]:
 def _predict_images(
     predictor: Predictor, files: list[str], outputs: dict[str, Path], detections: _JsonListWriter, tally: Tally
 ) -> None:
-    for prediction in _progress(predictor.stream(files), len(files), "image"):
+    for prediction in _progress(predictor.stream(files, encode_masks=True), len(files), "image"):
         if prediction.image is None or prediction.instances is None:
             tally.skip(str(prediction.problem))
             continue
@@ -218,7 +218,8 @@ def _predict_video(
         return
     colors, frames = Colors(), 0
     with VideoWriter(output, video.fps) if output else contextlib.nullcontext() as writer:
-        for prediction in _progress(predictor.stream(video), video.length, f"{Path(path).name}: frame"):
+        stream = predictor.stream(video, encode_masks=True)
+        for prediction in _progress(stream, video.length, f"{Path(path).name}: frame"):
             # Frames are arrays that have been read already, so none of them can be unreadable.
             assert prediction.image is not None and prediction.instances is not None
             frames += 1

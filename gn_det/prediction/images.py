@@ -15,20 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image
 
 from ..errors import GNDetError
+from ..images import open_image, upright
 
 # The suffixes of the files that are read from a folder. HEIC cannot be read; it is listed so that
 # such a file leads to an error instead of being ignored.
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()
 )
-# Pillow supports more formats, but starts other programs for some of them (Ghostscript for EPS).
-# Not every build of Pillow has AVIF.
-Image.init()
-_FORMATS = [name for name in "AVIF BMP DIB GIF JPEG JPEG2000 PNG PPM TIFF WEBP".split() if name in Image.OPEN]
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -41,26 +38,11 @@ def read_image(path: str | Path) -> np.ndarray:
         GNDetError: the file does not exist, is not an image, is truncated or too large, or its pixels
             have no known range.
     """
-    if not os.path.isfile(path):
-        raise GNDetError(f"{path} {'is a folder, not an image file' if os.path.isdir(path) else 'does not exist'}.")
-    try:
-        # Open the file here: given a path, Pillow maps some TIFFs into memory and misreads rotated ones.
-        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+    with open_image(path) as image:
+        try:
             return _from_pil(image)
-    except GNDetError as error:
-        raise GNDetError(f"{path}: {error}") from None
-    except Exception as error:  # decoders raise exceptions of any type on damaged files
-        raise GNDetError(f"{path} cannot be read as an image: {_reason(path, error)}.") from None
-
-
-def _reason(path: str | Path, error: Exception) -> str:
-    """Describe in a clause why the file cannot be read."""
-    if not os.path.getsize(path):
-        return "it is empty"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "its format is not supported, or it is damaged"
-    text = getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.rstrip(".")
+        except GNDetError as error:
+            raise GNDetError(f"{path}: {error}") from None
 
 
 def as_bgr(image: object) -> np.ndarray:
@@ -99,11 +81,11 @@ def _from_pil(image: Image.Image) -> np.ndarray:
     image.load()  # Pillow applies a TIFF's orientation here; detectron2 alone would apply it twice
     # Before version 11, Pillow reads 16-bit PNGs in mode "I".
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return _three_channels((np.asarray(_apply_exif_orientation(image)) >> 8).astype(np.uint8))
+        return _three_channels((np.asarray(upright(image)) >> 8).astype(np.uint8))
     if image.mode in ("F", "I"):
         kind = {"F": "floats", "I": "32-bit integers"}[image.mode]
         raise GNDetError(f"its pixels are {kind}, whose value range is unknown; save it with 8 or 16 bits per channel.")
-    return convert_PIL_to_numpy(_apply_exif_orientation(image), "BGR")
+    return convert_PIL_to_numpy(upright(image), "BGR")
 
 
 def _three_channels(gray: np.ndarray) -> np.ndarray:

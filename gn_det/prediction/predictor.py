@@ -15,7 +15,10 @@ from PIL import Image
 
 from ..acceleration.device import choose_device
 from ..acceleration.inference import precision
+from ..acceleration.prefetch import pin, prefetch, to_device
+from ..acceleration.roi_masks import paste, without_pasting
 from ..errors import GNDetError
+from ..evaluation.fast_coco import split_masks
 from ..quiet import quiet
 from .images import read_all
 from .trained import find_trained, load_trained
@@ -30,7 +33,8 @@ class Prediction:
         image: the pixels, (height, width, 3), BGR, uint8; None if the image could not be read.
         instances: the objects, on the CPU; None if the image could not be read. Fields: ``pred_boxes``
             (x0, y0, x1, y1 in pixels of the image), ``scores`` (0 to 1, in descending order),
-            ``pred_classes``, and, for a model with masks, ``pred_masks`` (number, height, width).
+            ``pred_classes``, and, for a model with masks, ``pred_masks`` (number, height, width), or, with
+            ``encode_masks``, a list of COCO run lengths.
         problem: a sentence that explains why the image could not be read; None if it was read.
     """
 
@@ -93,6 +97,8 @@ class Predictor:
         if min_score is not None:  # filter inside the model, so that it predicts no masks for dropped boxes
             self.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(min_score)
         self.model = load_trained(self.cfg)
+        self._device = torch.device(self.cfg.MODEL.DEVICE)
+        self._prefetches = self.cfg.INFERENCE.PREFETCH and self._device.type == "cuda"
         size = self.cfg.INPUT.MIN_SIZE_TEST
         self._resize = T.ResizeShortestEdge([size, size], self.cfg.INPUT.MAX_SIZE_TEST)
 
@@ -134,7 +140,7 @@ class Predictor:
         Raises:
             GNDetError: an input cannot be read as an image.
         """
-        return [row for prediction, _ in self._predict(inputs) for row in self.rows(prediction)]
+        return [row for prediction, _ in self._predict(inputs, encode_masks=True) for row in self.rows(prediction)]
 
     def rows(self, prediction: Prediction) -> list[dict]:
         """Convert the instances of one image to COCO's result format, ready for ``json.dump``.
@@ -150,42 +156,57 @@ class Predictor:
         """
         if prediction.instances is None:
             return []
-        rows = instances_to_coco_json(prediction.instances, prediction.name)
-        for row in rows:
+        instances, masks = split_masks(prediction.instances)
+        rows = instances_to_coco_json(instances, prediction.name)
+        for index, row in enumerate(rows):
             row["category_id"] = self.category_ids[row["category_id"]]
+            if masks is not None:
+                row["segmentation"] = masks[index]
         if isinstance(prediction.name, str):
             return [{"file_name": row.pop("image_id")} | row for row in rows]
         return rows
 
-    def _predict(self, inputs: object) -> Iterator[tuple[Prediction, Instances]]:
+    def _predict(self, inputs: object, encode_masks: bool = False) -> Iterator[tuple[Prediction, Instances]]:
         """Yield each prediction and its instances; raise a GNDetError at the first unreadable image."""
-        for prediction in self.stream(inputs):
+        for prediction in self.stream(inputs, encode_masks=encode_masks):
             if prediction.instances is None:
                 raise GNDetError(prediction.problem)
             yield prediction, prediction.instances
 
-    def stream(self, inputs: object) -> Iterator[Prediction]:
+    def stream(self, inputs: object, *, encode_masks: bool = False) -> Iterator[Prediction]:
         """Yield one prediction per image, in order, with at most one batch of images in memory.
 
-        An image that cannot be read yields a prediction with a ``problem``.
+        With ``INFERENCE.PREFETCH`` on a GPU, the images of one more batch are read ahead. An image that cannot
+        be read yields a prediction with a ``problem``.
 
         Args:
             inputs: as for :meth:`__call__`, or any iterable of such inputs, such as a generator.
+            encode_masks: let ``pred_masks`` be a list of COCO run lengths (dicts that ``pycocotools.mask``
+                takes) instead of a tensor. On a CPU, this takes far less memory for large images.
         """
         batch: list[tuple[Prediction, dict]] = []
-        for name, image in read_all(inputs):
-            if isinstance(image, GNDetError):
-                yield from self._flush(batch)
-                yield Prediction(name, problem=str(image))
+        items = self._read(inputs)
+        for prediction, sample in prefetch(items, depth=self.batch_size) if self._prefetches else items:
+            if sample is None:
+                yield from self._flush(batch, encode_masks)
+                yield prediction
                 continue
-            sample = self._sample(image)
             needs_one_size = not self.cfg.MODEL.GN.IGNORE_PADDING
             if needs_one_size and batch and sample["image"].shape != batch[0][1]["image"].shape:
-                yield from self._flush(batch)
-            batch.append((Prediction(name, image), sample))
+                yield from self._flush(batch, encode_masks)
+            batch.append((prediction, sample))
             if len(batch) == self.batch_size:
-                yield from self._flush(batch)
-        yield from self._flush(batch)
+                yield from self._flush(batch, encode_masks)
+        yield from self._flush(batch, encode_masks)
+
+    def _read(self, inputs: object) -> Iterator[tuple[Prediction, dict | None]]:
+        """Yield, for each image, a prediction without instances and the model's input, or None if there is a problem."""
+        for name, image in read_all(inputs):
+            if isinstance(image, GNDetError):
+                yield Prediction(name, problem=str(image)), None
+            else:
+                sample = self._sample(image)
+                yield Prediction(name, image), pin(sample, self._device) if self._prefetches else sample
 
     def _sample(self, image: np.ndarray) -> dict:
         """Return the model's input for an image.
@@ -202,19 +223,37 @@ class Predictor:
         pixels = transform.apply_image(image).astype("float32").transpose(2, 0, 1)
         return {"image": torch.as_tensor(pixels), "height": height, "width": width}
 
-    def _flush(self, batch: list[tuple[Prediction, dict]]) -> Iterator[Prediction]:
+    def _flush(self, batch: list[tuple[Prediction, dict]], encode_masks: bool) -> Iterator[Prediction]:
         """Run the model on the batch, yield the completed predictions, and empty the batch."""
         if not batch:
             return
+        samples = [to_device(sample, self._device) if self._prefetches else sample for _, sample in batch]
+        paste_on_host = self.cfg.INFERENCE.PASTE_ON_HOST and self._device.type == "cuda"
+        model = without_pasting(self.model, paste_on_host) if encode_masks or paste_on_host else self.model
         try:
             with torch.no_grad(), precision(self.cfg), quiet():
-                outputs = self.model([sample for _, sample in batch])
+                outputs = model(samples)
         except torch.cuda.OutOfMemoryError:
             raise GNDetError(
                 f"A batch of {len(batch)} images of this size does not fit into the GPU's memory; use a smaller batch "
                 "size, a smaller INPUT.MIN_SIZE_TEST, or the CPU."
             ) from None
         for (prediction, _), output in zip(batch, outputs, strict=True):
-            prediction.instances = output["instances"].to("cpu")
+            with torch.no_grad(), precision(self.cfg):
+                prediction.instances = _finish(output["instances"].to("cpu"), encode_masks)
             yield prediction
         batch.clear()
+
+
+def _finish(instances: Instances, encode_masks: bool) -> Instances:
+    """Return instances on the CPU with ``pred_masks``, encoded or as bitmaps, if the model predicts masks."""
+    if encode_masks:
+        rest, rles = split_masks(instances)
+        if rles is None and instances.has("pred_masks"):
+            rles = [row["segmentation"] for row in instances_to_coco_json(instances, 0)]
+            rest.remove("pred_masks")
+        if rles is not None:
+            rest.pred_masks = rles
+        return rest
+    paste(instances)
+    return instances

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import GenericMask
 from matplotlib.colors import to_rgb
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ..data.paths import is_inside
 from ..drawing.figures import PALETTE
 from ..drawing.instances import LabelVisualizer
+from ..errors import GNDetError
+from ..images import read_image
 from .cases import Case, to_compressed_rle
 
 _LONG_SIDE = 400  # pixels of the longer side of a picture
@@ -77,11 +79,11 @@ class Album:
             None if the file is outside the image folder, cannot be read, or has another size.
         """
         name = str(image["file_name"])
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not is_inside(self.root, name):
             return None
         try:
-            pixels = read_image(str(self.root / name), format="RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            pixels = read_image(self.root / name, "RGB")
+        except GNDetError:
             return None
         return pixels if pixels.shape[:2] == (image["height"], image["width"]) else None
 

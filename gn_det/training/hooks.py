@@ -1,4 +1,4 @@
-"""Hooks that run after evaluations: save the best weights, stop training early, and show predictions."""
+"""Hooks: save the best weights, stop training early, show predictions, and read metrics from the device."""
 
 import importlib.util
 import logging
@@ -17,6 +17,7 @@ from detectron2.utils.logger import log_first_n
 from fvcore.common.checkpoint import Checkpointer
 from PIL import Image
 
+from ..acceleration.on_device.scalars import PERIOD, read_scalars
 from ..errors import GNDetError
 from ..files import replacing
 
@@ -204,3 +205,17 @@ def show_predictions(cfg: CfgNode) -> None:
                 pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
             drawn = path.relative_to(folder).with_suffix("").as_posix()
             get_event_storage().put_image(f"{name}/{drawn}", pixels.copy())
+
+
+class ReadMetrics(HookBase):
+    """Reads the metrics that ``TRAIN.FEWER_SYNCS`` keeps on the device, before the writers write them."""
+
+    def after_step(self) -> None:
+        """Read them once per period of the writers, and in the last iteration."""
+        done = self.trainer.iter + 1
+        if done % PERIOD == 0 or done == self.trainer.max_iter:
+            read_scalars(self.trainer.storage)
+
+    def after_train(self) -> None:
+        """Read the rest if the training ends early."""
+        read_scalars(self.trainer.storage)

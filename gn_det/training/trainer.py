@@ -21,13 +21,15 @@ from ..acceleration.training import apply_training_options
 from ..checkpoint.checkpointer import build_checkpointer
 from ..checkpoint.uri import find_weights
 from ..config.checks import check_training_options
+from ..data.mapper import Mapper
+from ..data.paths import check_file_names
 from ..errors import GNDetError
 from ..evaluation import evaluator as evaluation
 from ..evaluation.records import Weights, past_values, weights_of
 from ..metrics import storage_key
 from ..modeling.norm import is_norm
 from .ema import EMA
-from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, show_predictions
+from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, ReadMetrics, show_predictions
 from .overview import count_objects, describe_norms, format_overview
 from .progress import ProgressBar, on_terminal
 from .solver import build_optimizer
@@ -82,7 +84,7 @@ class Trainer(DefaultTrainer):
         self._stop = None
         if stop.PATIENCE:
             self._stop = EarlyStop(key, cfg.TEST.EVAL_PERIOD, stop.PATIENCE, stop.MIN_DELTA, self.checkpointer)
-        ret: list[HookBase | None] = []
+        ret: list[HookBase | None] = [ReadMetrics()] if cfg.TRAIN.FEWER_SYNCS else []
         if main:
             ret.append(hooks.CallbackHook(before_train=lambda trainer: trainer._log_overview()))
         for hook in super().build_hooks():
@@ -171,26 +173,39 @@ class Trainer(DefaultTrainer):
         main process, and not set for keypoint models and iterable datasets.
 
         Raises:
-            GNDetError: if no training image has an object.
+            GNDetError: if no training image has an object, or an image is outside its image folder.
         """
-        if cfg.MODEL.KEYPOINT_ON:
-            return super().build_train_loader(cfg)  # also leaves out images with too few keypoints
+        mapper = Mapper(cfg, is_train=True)
         rows = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
-        if not isinstance(rows, list):
-            return super().build_train_loader(cfg)
+        if isinstance(rows, list):
+            check_file_names(cfg.DATASETS.TRAIN, rows)
+        if cfg.MODEL.KEYPOINT_ON or not isinstance(rows, list):
+            return build_detection_train_loader(cfg, mapper=mapper)  # also leaves out images with too few keypoints
         counts = count_objects(rows) if comm.is_main_process() else None
         if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in rows[0]:
             rows = filter_images_with_only_crowd_annotations(rows)
         if not rows:
             raise GNDetError(f"No image of {', '.join(cfg.DATASETS.TRAIN)} has an object to train on.")
-        loader = build_detection_train_loader(cfg, dataset=rows)
+        loader = build_detection_train_loader(cfg, dataset=rows, mapper=mapper)
         loader.counts = counts
         return loader
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        """Same as detectron2's, with ``INFERENCE.BATCH_SIZE`` images per batch."""
-        return build_detection_test_loader(cfg, dataset_name, batch_size=cfg.INFERENCE.BATCH_SIZE)
+        """Same as detectron2's, with ``INFERENCE.BATCH_SIZE`` images per batch.
+
+        Raises:
+            GNDetError: if an image is outside its image folder.
+        """
+        rows = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        if isinstance(rows, list):
+            check_file_names([dataset_name], rows)
+        return build_detection_test_loader(
+            rows,
+            mapper=Mapper(cfg, is_train=False),
+            batch_size=cfg.INFERENCE.BATCH_SIZE,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> evaluation.COCOEvaluator:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,10 +154,11 @@ def entry_of(weights: str) -> Entry | None:
     mirror, or behind a ``catalog://`` or ``detectron2://`` name; or by its file name, if no other
     entry has the same.
     """
-    weights = weights.partition("?")[0]
+    weights = without_options(weights)
     if weights.startswith(URI):
         return _entries().get(weights.removeprefix(URI))
-    location = unquote(resolve(weights))
+    url = resolve(weights)
+    location = unquote(urlsplit(url).path if "://" in url else url)
     paths = {unquote(urlsplit(url).path): entry for entry in _entries().values() for url in entry.urls}
     if found := next((entry for path, entry in paths.items() if location.endswith(path)), None):
         return found
@@ -164,6 +166,14 @@ def entry_of(weights: str) -> Entry | None:
     if Counter(map(os.path.basename, paths))[name] != 1:
         return None
     return next(entry for path, entry in paths.items() if os.path.basename(path) == name)
+
+
+def without_options(weights: str) -> str:
+    """Return a value of ``MODEL.WEIGHTS`` without detectron2's suffix ``?matching_heuristics=...``.
+
+    Any other query of a URL is part of the address of the file, and stays.
+    """
+    return re.sub(r"\?matching_heuristics=\w+$", "", weights)
 
 
 def resolve(weights: str) -> str:

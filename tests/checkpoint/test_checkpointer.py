@@ -1,6 +1,7 @@
 """Loading MODEL.WEIGHTS: the file is found, checked against the model, and loaded or refused."""
 
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
 
 from gn_det import GNDetError
 from gn_det.checkpoint import uri
@@ -19,6 +21,7 @@ from gn_det.checkpoint.uri import check_name, find_weights
 from gn_det.config.files import load_config
 from gn_det.zoo import index as zoo
 from helpers.configs import SMALL
+from helpers.faulty_server import send_data
 
 SHIPPED = "quickstart_R18_FPN_gn_scratch"
 
@@ -99,12 +102,44 @@ def test_names_of_the_zoo_are_found_in_the_zoo(monkeypatch):
         "catalog://ImageNetPretrained/x",
         "catalog://Caffe2Detectron/COCO/1/x",
         "nowhere://x.pth",
+        "ftp://h/x.pth",
+        "FTP://h/x.pth",
+        "file:///x.pth",
+        "HTTP://h/x.pth",
     ],
 )
 def test_missing_weights_are_refused_in_one_line(name):
     with pytest.raises(GNDetError, match=f"The weights {name} could not be read") as error:
         find_weights(name)
     assert "\n" not in str(error.value)
+    with pytest.raises(GNDetError, match=f"The weights {name} could not be read"):
+        check_name(name)
+
+
+def test_other_schemes_do_not_reach_the_downloader_of_detectron2(monkeypatch):
+    """It would write an ftp URL with ".." in its path to any folder."""
+    monkeypatch.setattr(PathManager, "get_local_path", lambda *_: pytest.fail("was called"))
+    with pytest.raises(GNDetError, match="only http and https URLs are downloaded"):
+        find_weights("ftp://h/a/../../../tmp/x.pth")
+
+
+def test_query_of_a_url_is_part_of_its_address(server, cache):
+    files = {f"?id={number}": pickle.dumps({"a": number}) for number in (1, 2)}
+
+    def by_query(handler):
+        send_data(files[handler.path[handler.path.index("?") :]])(handler)
+
+    server.answers = [by_query, by_query]
+    first, second = (find_weights(f"{server.url}{query}?matching_heuristics=True") for query in files)
+    assert [first.read_bytes(), second.read_bytes()] == list(files.values())
+    assert [path.partition("/GN")[2] for path, _ in server.requests] == [f"/1/model.pkl?id={n}" for n in (1, 2)]
+
+
+def test_question_mark_in_a_local_path_is_refused(tmp_path):
+    file = save(tmp_path / "what?.pth", {})
+    for call in (find_weights, check_name):
+        with pytest.raises(GNDetError, match="as options; rename the file"):
+            call(str(file))
 
 
 def test_the_name_is_checked_before_a_run_begins(run_cli, tmp_path):

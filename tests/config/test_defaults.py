@@ -29,9 +29,13 @@ def test_add_gn_det_config_only_adds_keys():
         "MODEL.GN.FUSE": True,
         "MODEL.GN.IGNORE_PADDING": True,
         "MODEL.GN.CONFIG": "",
+        "GPU.MIXED_PRECISION": False,
         "INFERENCE.BATCH_SIZE": 1,
         "INFERENCE.CHANNELS_LAST": True,
         "INFERENCE.DTYPE": "float32",
+        "INFERENCE.CUDA_GRAPHS": False,
+        "INFERENCE.PASTE_ON_HOST": False,
+        "INFERENCE.PREFETCH": False,
     }
     assert flatten(get_cfg()) == after
 

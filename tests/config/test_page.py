@@ -15,4 +15,4 @@ def test_page_has_a_row_for_each_key():
 
 
 def _order(name: str) -> int:
-    return ("MODEL", "TRAIN", "INFERENCE", "TEST").index(name.split(".")[0])
+    return ("MODEL", "TRAIN", "GPU", "INFERENCE", "TEST").index(name.split(".")[0])

@@ -99,7 +99,7 @@ def test_options_are_off_by_default_and_can_be_combined():
         check_config(config(*every, "TRAIN.METRIC", metric))
     check_config(config("TRAIN.METRIC", "nonsense"))  # not used without TRAIN.BEST and TRAIN.EARLY_STOP
     check_config(config(*BEST, "MODEL.WEIGHTS", "x"), eval_only=True)
-    for key in ("CHECKPOINT_ACTIVATIONS", "CHANNELS_LAST", "COMPILE"):
+    for key in ("CHECKPOINT_ACTIVATIONS", "CHANNELS_LAST", "FEWER_SYNCS", "COMPILE"):
         every = (*every, f"TRAIN.{key}", True)
     every = (*every, "MODEL.GN.IGNORE_PADDING", False)  # TRAIN.COMPILE requires it
     check_config(config(*every, "SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu", "TRAIN.ACCUMULATE", 4))

@@ -17,10 +17,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save
 
-from gn_det.download.cache import sidecar_path
+from gn_det.download.cache import make_record, sidecar_path, write_record
 from gn_det.download.fetch import cache_path, fetch
-from helpers.faulty_server import BODY, PAGE, SHA, assert_fetch_fails, cached_files, serve_file, stalling, status
+from helpers.faulty_server import (
+    BODY,
+    PAGE,
+    SHA,
+    assert_fetch_fails,
+    cached_files,
+    send_data,
+    serve_file,
+    stalling,
+    status,
+)
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -160,6 +172,32 @@ def test_file_put_there_by_hand_is_checked_and_recorded(server, cache):
     path.write_bytes(BODY)
     assert fetch(server.url, sha256=SHA[:6]) == path and not server.requests
     assert json.loads(sidecar_path(path, "json").read_text())["sha256"] == SHA
+
+
+@pytest.fixture
+def tensors() -> bytes:
+    """Return the content of a safetensors file."""
+    return save({"weight": torch.ones(1000), "bias": torch.ones(10)})
+
+
+@pytest.mark.parametrize("missing", [1, 40, 4000, 4100])
+def test_a_cut_safetensors_file_is_refused_before_it_is_recorded(server, cache, tensors, missing):
+    """The server announces no length, so that only the content tells that the end is missing."""
+    url = server.url.replace(".pkl", ".safetensors")
+    server.answers = [send_data(tensors[:-missing])]
+    assert_fetch_fails(url, f"{url} is incomplete: it ends after {len(tensors) - missing} bytes")
+    assert cached_files(cache) == []
+    server.file = tensors
+    assert fetch(url).read_bytes() == tensors
+
+
+def test_a_cut_file_that_an_older_version_recorded_is_refused(server, tensors):
+    url = server.url.replace(".pkl", ".safetensors")
+    server.file = tensors
+    path = fetch(url)
+    path.write_bytes(tensors[:-40])
+    write_record(path, make_record(path, url))
+    assert_fetch_fails(url, f"{path} is incomplete", "Remove the file to download it again")
 
 
 WRONG = [{"size": "1"}, {"sha256": "ab"}, {"sha256": None}, {"date": 1}]

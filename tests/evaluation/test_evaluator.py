@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances, ROIMasks
 
 from gn_det import GNDetError, get_cfg
 from gn_det.data.coco import register_annotations
@@ -137,6 +138,25 @@ def test_evaluation_writes_a_record(tmp_path):
 def test_model_that_detects_nothing_has_ap_0(tmp_path):
     results, record = evaluate_model(tmp_path, [], [annotation(BIG)])
     assert results["bbox"]["AP"] == results["segm"]["AP"] == record["mask"]["AP"] == 0
+
+
+def test_masks_of_a_model_are_not_pasted_into_bitmaps(tmp_path, tiny_cfg, batch, monkeypatch):
+    cfg = tiny_cfg(
+        "quickstart_R18_FPN_gn_scratch", "MODEL.ROI_HEADS.NUM_CLASSES", 2, "OUTPUT_DIR", str(tmp_path / "out")
+    )
+    model = build_model(cfg).eval()
+    loader = [[sample | {"image_id": n, "height": 200, "width": 200}] for n, sample in enumerate(batch(1, 1))]
+    detections = tmp_path / "out/inference/test_truth/coco_instances_results.json"
+
+    def rows() -> str:
+        evaluate(cfg, model, register_truth(tmp_path, [annotation(BIG)]), loader)
+        return detections.read_text()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gn_det.evaluation.evaluator.without_pasting", lambda model, paste_on_host: model)
+        expected = rows()
+    monkeypatch.delattr(ROIMasks, "to_bitmasks")
+    assert rows() == expected and "segmentation" in expected and not model.training
 
 
 def test_stock_evaluator_gives_nan_without_detections(tmp_path):

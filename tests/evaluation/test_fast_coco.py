@@ -18,7 +18,7 @@ from pycocotools import mask as mask_util
 from gn_det import get_cfg
 from gn_det.benchmark.coco import measure
 from gn_det.evaluation.evaluator import COCOEvaluator, build_evaluator, fast_coco
-from gn_det.evaluation.fast_coco import encode_masks
+from gn_det.evaluation.fast_coco import encode_masks, encode_roi_masks, split_masks
 
 HEIGHT, WIDTH = 120, 150
 IMAGES = (7, -3, 0, 12, 5, 900)  # ids; the last image has no objects
@@ -297,6 +297,30 @@ def test_masks_are_encoded_as_in_pycocotools(side):
     assert encode_masks(masks, boxes) == encode_with_pycocotools(masks)
     empty, nowhere = torch.zeros(2, 70, 90, dtype=torch.bool), torch.tensor([BOXES[0], [95, 80, 99, 90]])
     assert encode_masks(empty, nowhere) == encode_with_pycocotools(empty) and encode_masks(empty[:0], nowhere[:0]) == []
+
+
+@pytest.mark.parametrize("side", [2, 28])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_pasted_within_their_boxes_equal_pasted_bitmaps(side, dtype):
+    boxes = torch.tensor(BOXES)
+    masks = torch.rand(len(boxes), side, side).to(dtype)
+    masks[0], masks[1] = 0, 1
+    expected = encode_with_pycocotools(paste_masks_in_image(masks, boxes, (70, 90)))
+    assert encode_roi_masks(masks, boxes, (70, 90)) == expected
+    assert encode_roi_masks(masks[:0], boxes[:0], (70, 90)) == []
+
+
+def test_masks_of_each_kind_are_split_from_the_instances():
+    boxes, soft = torch.tensor(BOXES), torch.rand(len(BOXES), 28, 28)
+    bitmaps = paste_masks_in_image(soft, boxes, (70, 90))
+    expected = encode_with_pycocotools(bitmaps)
+    for fields in ({"roi_masks": soft}, {"pred_masks": bitmaps}, {"pred_masks": expected}):
+        instances = Instances((70, 90), pred_boxes=Boxes(boxes), **fields)
+        rest, rles = split_masks(instances)
+        assert rles == expected and list(rest.get_fields()) == ["pred_boxes"] and instances.has(*fields)
+    assert split_masks(rest) == (rest, None)
+    instances.pred_masks = bitmaps
+    assert split_masks(instances, encodes_bitmaps=False) == (instances, None)
 
 
 @pytest.mark.parametrize("box", [BOXES[0], BOXES[1], BOXES[2], BOXES[3]])

@@ -138,6 +138,32 @@ def test_coco_results_are_json_serializable(predictor, folder):
     assert {row["image_id"] for row in rows} == {0, 1} and "file_name" not in rows[0]
 
 
+@pytest.mark.parametrize("pasted_by_the_model", [True, False])
+def test_encoded_masks_equal_the_bitmaps(predictor, pasted_by_the_model, monkeypatch):
+    images = [picture(), picture(80, 70, seed=1)]
+    if pasted_by_the_model:  # as on a GPU
+        monkeypatch.setattr("gn_det.prediction.predictor.without_pasting", lambda model, paste_on_host: model)
+    for encoded, full in zip(predictor.stream(images, encode_masks=True), predictor.stream(images), strict=True):
+        assert len(encoded.instances) == len(full.instances) == len(encoded.instances.pred_masks) > 0
+        assert torch.equal(encoded.instances.scores, full.instances.scores)
+        decoded = np.stack([mask_util.decode(rle) for rle in encoded.instances.pred_masks]).astype(bool)
+        assert np.array_equal(decoded, full.instances.pred_masks.numpy())
+        assert predictor.rows(encoded) == predictor.rows(full)
+
+
+def test_prefetched_images_give_the_same_predictions(predictor, folder, monkeypatch):
+    """The copies to the GPU are replaced, as they cannot run on a CPU."""
+    expected = list(predictor.stream(folder))
+    pinned = []
+    monkeypatch.setattr("gn_det.prediction.predictor.pin", lambda sample, device: pinned.append(1) or sample)
+    monkeypatch.setattr(predictor, "_prefetches", True)
+    found = list(predictor.stream(folder))
+    assert len(pinned) == 3 and [p.name for p in found] == [p.name for p in expected]
+    assert [p.problem for p in found] == [p.problem for p in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.instances is None or same(one.instances, other.instances)
+
+
 def test_no_detections_return_an_empty_result(output_dir):
     strict = Predictor(output_dir, device="cpu", min_score=1)
     assert len(strict(picture())) == 0 and strict.coco(picture()) == []

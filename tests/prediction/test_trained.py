@@ -6,12 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from detectron2.utils.file_io import PathHandler, PathManager
 
 from gn_det import GNDetError, Predictor
 from gn_det.checkpoint import read_notes
 from gn_det.config.files import load_config
-from gn_det.prediction.trained import find_trained, load_trained
+from gn_det.prediction.trained import find_trained
 
 SHIPPED = "quickstart_R18_FPN_gn_scratch"
 
@@ -79,21 +78,6 @@ def test_last_checkpoint_cannot_lead_out_of_the_folder(run):
     (run / "last_checkpoint").write_text("../other.pth")
     with pytest.raises(GNDetError, match="contains no checkpoint"):
         find_trained(run)
-
-
-def test_weights_can_be_a_uri_of_detectron2(output_dir):
-    class Handler(PathHandler):
-        def _get_supported_prefixes(self):
-            return ["test_trained://"]
-
-        def _get_local_path(self, path, **kwargs):
-            return str(output_dir / path.removeprefix("test_trained://"))
-
-    PathManager.register_handler(Handler(), allow_override=True)
-    for arguments in (("test_trained://model_final.pth",), (SHIPPED, "test_trained://model_final.pth")):
-        cfg, names, _ = find_trained(*arguments)
-        assert cfg.MODEL.WEIGHTS == "test_trained://model_final.pth" and names == ["circle", "square", "triangle"]
-    load_trained(find_trained("test_trained://model_final.pth")[0])
 
 
 @pytest.mark.parametrize(

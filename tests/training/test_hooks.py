@@ -12,12 +12,14 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from gn_det import GNDetError
+from gn_det.acceleration.on_device.scalars import put_scalar
 from gn_det.checkpoint.checkpointer import Checkpointer
 from gn_det.config.files import load_config
 from gn_det.data import shapes
 from gn_det.data.coco import register_coco_json
 from gn_det.training.hooks import (
     BestCheckpoint,
+    ReadMetrics,
     evaluations_without_improvement,
     metric_at_this_iteration,
     show_predictions,
@@ -107,3 +109,20 @@ def test_no_images_if_turned_off_or_without_opencv(evaluated, monkeypatch):
     assert shown(off) == []
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert shown(evaluated) == []
+
+
+def test_metrics_on_the_device_are_read_before_the_writers_run():
+    """Every 20 iterations, after the last one, and when the training ends early."""
+    hook = ReadMetrics()
+    with EventStorage() as storage:
+        hook.trainer = types.SimpleNamespace(iter=0, max_iter=45, storage=storage)
+        read = []
+        for hook.trainer.iter in range(45):
+            storage.iter = hook.trainer.iter
+            put_scalar("accuracy", torch.tensor(0.5))
+            hook.after_step()
+            read.append(len(storage.history("accuracy").values()) if storage.latest() else 0)
+        assert read == [0] * 19 + [20] * 20 + [40] * 5 + [45]
+        put_scalar("accuracy", torch.tensor(0.5))
+        hook.after_train()
+    assert len(storage.history("accuracy").values()) == 46

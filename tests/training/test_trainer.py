@@ -15,7 +15,7 @@ from torch import nn
 from gn_det import GNDetError
 from gn_det.config.files import load_config
 from gn_det.evaluation.records import write_record
-from gn_det.training.hooks import BestCheckpoint, EarlyStop
+from gn_det.training.hooks import BestCheckpoint, EarlyStop, ReadMetrics
 from gn_det.training.trainer import Trainer, _trained_iterations
 from helpers.terminal import Terminal
 
@@ -175,6 +175,14 @@ def test_channels_last_applies_to_the_model_and_its_average(make, on):
     for model in (trainer._unwrapped_model, trainer._ema.averaged):
         assert model.backbone.weight.is_contiguous(memory_format=torch.channels_last) is on
         assert len(model.backbone._forward_pre_hooks) == on
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_metrics_on_the_device_are_read_before_they_are_written(make, monkeypatch, on):
+    monkeypatch.setattr("gn_det.acceleration.training.use_fewer_syncs", lambda model: model)
+    kinds = [type(hook) for hook in make("TRAIN.FEWER_SYNCS", on)._hooks]
+    assert (ReadMetrics in kinds) is on
+    assert not on or kinds.index(ReadMetrics) < kinds.index(hooks.PeriodicWriter)
 
 
 AMP = ("SOLVER.AMP.ENABLED", True)

@@ -208,7 +208,13 @@ def test_an_entry_is_found_by_weights(weights):
 def test_an_entry_is_found_by_its_url_on_any_host(name):
     (url,) = model_zoo.get_entry(name).urls
     host = urlsplit(url).netloc
-    spellings = [url, unquote(url), url.replace("https://", "http://"), url + "?matching_heuristics=True"]
+    spellings = [
+        url,
+        unquote(url),
+        url.replace("https://", "http://"),
+        f"{url}?matching_heuristics=True",
+        f"{url}?id=1",
+    ]
     spellings += [url.replace(host, "s3-us-west-2.amazonaws.com"), f"/cache/gn_det/{host}{urlsplit(url).path}"]
     assert [model_zoo.entry_of(spelling).name for spelling in spellings] == [name] * len(spellings)
 

@@ -1,0 +1,1 @@
+"""Faults done to real runs of gn_det, and to the same runs of stock detectron2."""
