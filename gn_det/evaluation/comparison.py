@@ -15,7 +15,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from ..data.identity import describe_identity, read_identities, read_identity
-from ..drawing.figures import BLUE, save_figure
+from ..drawing.figures import BLUE, label_rows, save_figure
 from ..errors import GNDetError
 from ..zoo.index import published
 from .records import read_record
@@ -252,8 +252,9 @@ def draw_runs(rows: Sequence[Row], path: str | Path, paper: Sequence[Row] = ()) 
                 hollow = {"marker": "D", "facecolors": "none", "edgecolors": "black"} if row in paper else {}
                 axes.scatter(values, [y] * len(values), s=28, **({"color": BLUE, "alpha": 0.7} | hollow))
                 axes.plot([statistics.fmean(values)] * 2, [y - 0.3, y + 0.3], color="black", linewidth=1)
-        axes.set(xlabel=f"{kind} AP (%)", yticks=range(len(all_rows)), yticklabels=[row.name for row in all_rows])
+        axes.set(xlabel=f"{kind} AP (%)")
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    label_rows(panels[0], [row.name for row in all_rows])  # the panels share the rows
     panels[0].invert_yaxis()
     save_figure(figure, path)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..errors import GNDetError
+from ..quiet import escape_unencodable
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -15,6 +16,7 @@ def run_tool(main: Callable[[], None]) -> None:
     A GNDetError, also of a child process, is printed to stderr as one sentence, and the exit code is
     2. After Ctrl-C the exit code is 130.
     """
+    escape_unencodable()
     try:
         main()
     except GNDetError as error:
