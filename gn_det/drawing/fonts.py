@@ -23,8 +23,11 @@ def with_fonts(text: str) -> tuple[str, list[str]]:
     families = ["sans-serif"]
     letters = []
     for letter in text:
-        file = _font_with(letter)
-        letters.append(_NO_FONT if file is None and letter.isprintable() else letter)
+        file = find_font(letter)
+        missing = file is None and letter.isprintable()
+        letters.append(_NO_FONT if missing else letter)
+        if missing:
+            _hint()
         if file and (family := _families()[file]) not in families:
             families.append(family)
     return "".join(letters), families
@@ -38,7 +41,7 @@ def image_font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.Image
     """
     if text.isascii():
         return ImageFont.load_default(size)
-    file = next((file for letter in text if (file := _font_with(letter))), _default_font())
+    file = next((file for letter in text if (file := find_font(letter))), _default_font())
     return ImageFont.truetype(file, size)
 
 
@@ -48,7 +51,7 @@ def _default_font() -> str:
 
 
 @functools.cache
-def _font_with(letter: str) -> str | None:
+def find_font(letter: str) -> str | None:
     """Return the file of a font that has the letter: "" for the default font, None if no font has it."""
     if letter.isascii() or _has(_default_font(), letter):
         return ""
@@ -57,8 +60,6 @@ def _font_with(letter: str) -> str | None:
             if file not in _helpful:
                 _helpful.append(file)
             return file
-    if letter.isprintable():
-        _hint()
     return None
 
 

@@ -22,7 +22,7 @@ STIX = matplotlib.get_data_path() + "/fonts/ttf/STIXGeneral.ttf"
 @pytest.fixture(autouse=True)
 def only_fonts_of_matplotlib(monkeypatch):
     """Hide the fonts of the machine, and forget what was found."""
-    caches = (fonts._font_with, fonts._families, fonts._hint)
+    caches = (fonts.find_font, fonts._families, fonts._hint)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setattr(fonts, "_helpful", [])
@@ -47,11 +47,11 @@ def test_letters_without_a_font_become_squares_with_one_hint(caplog):
     assert "fonts-noto-cjk" in line
 
 
-def test_a_font_with_the_letter_is_found(monkeypatch):
+def test_afind_font_the_letter_is_found(monkeypatch):
     monkeypatch.setattr(fonts, "_default_font", lambda: STIX)
     letter = "\u0561"  # Armenian, which DejaVu has and STIX has not
     assert with_fonts(letter + "a") == (letter + "a", ["sans-serif", "DejaVu Sans"])
-    assert image_font(letter, 20).path == fonts._font_with(letter)
+    assert image_font(letter, 20).path == fonts.find_font(letter)
 
 
 def test_drawing_any_name_gives_no_warning():
