@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from ..errors import GNDetError, did_you_mean
 from ..metrics import metric_names
 from ..modeling.norm import NORM_KEYS, PER_SAMPLE, check_norm, get_key
+from .consistency import check_consistency
 from .graph_checks import check_cuda_graphs
 from .values import check_values
 
@@ -54,6 +55,7 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
             "MODEL.LOAD_PROPOSALS is True, but proposal files are pickles, which can run code: set it to False."
         )
     check_values(cfg, training=not eval_only)
+    check_consistency(cfg, training=not eval_only)
     if not cfg.MODEL.WEIGHTS and not has_checkpoint:
         _check_scratch(cfg)
     if not eval_only:

@@ -1,7 +1,6 @@
 """Checks of single config keys of detectron2: their range, and the names of registered parts."""
 
-import importlib.util
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +53,31 @@ def _sizes(values: Any) -> bool:
     return len(values) > 0 and all(value > 0 for value in values)
 
 
+_HEADS, _BOXES = ("ROI_BOX_HEAD", "ROI_MASK_HEAD"), ("RPN", "ROI_BOX_HEAD")
 RANGES = (
     Range("MODEL.PIXEL_MEAN", lambda values: len(values) == 3, "3 numbers, one per color"),
     Range("MODEL.PIXEL_STD", lambda values: len(values) == 3 and _sizes(values), "3 numbers above 0, one per color"),
     Range("MODEL.BACKBONE.FREEZE_AT", lambda value: 0 <= value <= 5, "between 0 and 5"),
     *_0_or_more("INPUT.MIN_SIZE_TEST", "DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD"),
     *_above_0("INPUT.MAX_SIZE_TEST", "TEST.DETECTIONS_PER_IMAGE", "MODEL.ROI_HEADS.NUM_CLASSES"),
-    *_above_0("MODEL.RPN.PRE_NMS_TOPK_TEST", "MODEL.RPN.POST_NMS_TOPK_TEST"),
+    *_above_0("MODEL.RPN.PRE_NMS_TOPK_TEST", "MODEL.RPN.POST_NMS_TOPK_TEST", "MODEL.FPN.OUT_CHANNELS"),
+    *_above_0(*(f"MODEL.RESNETS.{name}" for name in ("NUM_GROUPS", "WIDTH_PER_GROUP", "STEM_OUT_CHANNELS"))),
+    *_above_0("MODEL.RESNETS.RES2_OUT_CHANNELS"),
+    *_above_0(*(f"MODEL.{head}.{name}" for head in _HEADS for name in ("POOLER_RESOLUTION", "CONV_DIM"))),
+    *_0_or_more(*(f"MODEL.{head}.{name}" for head in _HEADS for name in ("POOLER_SAMPLING_RATIO", "NUM_CONV"))),
+    *_0_or_more("MODEL.ROI_BOX_HEAD.NUM_FC"),
+    *_above_0("MODEL.ROI_BOX_HEAD.FC_DIM"),
+    Range("MODEL.RESNETS.RES5_DILATION", lambda value: value in (1, 2), "1 or 2"),
+    Range("MODEL.ANCHOR_GENERATOR.OFFSET", lambda value: 0 <= value < 1, "0 or more, and below 1"),
+    Range(
+        "MODEL.RPN.CONV_DIMS",
+        lambda values: len(values) > 0 and all(v > 0 or v == -1 for v in values),
+        "-1 or above 0 each",
+    ),
+    *[
+        Range(f"MODEL.{part}.BBOX_REG_WEIGHTS", lambda v: len(v) == 4 and _sizes(v), "4 numbers above 0")
+        for part in _BOXES
+    ],
     *_share("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "MODEL.RPN.NMS_THRESH"),
     Range("SEED", lambda value: value < _MAX_SEED, f"below {_MAX_SEED}, or -1 for a random seed"),
     Range("INPUT.MIN_SIZE_TRAIN", _sizes, "one or more sizes above 0, such as (800,)", training=True),
@@ -77,6 +94,7 @@ SWITCHED = {
     "SOLVER.CLIP_GRADIENTS.ENABLED": _above_0(
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "SOLVER.CLIP_GRADIENTS.NORM_TYPE", training=True
     ),
+    "TEST.PRECISE_BN.ENABLED": _above_0("TEST.PRECISE_BN.NUM_ITER", training=True),
     "INPUT.CROP.ENABLED": [
         Range(
             "INPUT.CROP.SIZE", lambda v: len(v) == 2 and _sizes(v), "2 numbers above 0, height and width", training=True
@@ -114,7 +132,7 @@ _REGISTRIES = {
     "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
 }
 _ROTATED = ("RotatedAnchorGenerator", "RROIHeads")  # COCO AP is not defined for rotated boxes
-# Key that is True -> what to do. What it asks for is not computed, or not evaluated.
+# Key that must be False -> why.
 _UNSUPPORTED = {
     "MODEL.KEYPOINT_ON": "keypoints are neither trained nor evaluated",
     "TEST.AUG.ENABLED": "test-time augmentation is not applied",
@@ -141,11 +159,6 @@ def check_values(cfg: CfgNode, training: bool) -> None:
     for one in ranges:
         if training or not one.training:
             _check_range(get_key(cfg, one.key), one)
-    _check_features(cfg)
-    _check_anchors(cfg)
-    if training:
-        _check_augmentation(cfg)
-        _check_scheduler(cfg)
 
 
 def _known_names(cfg: CfgNode) -> Iterator[tuple[str, Collection[str]]]:
@@ -166,79 +179,3 @@ def _check_range(value: Any, one: Range) -> None:
         holds = False
     if not holds:
         raise GNDetError(f"{one.key} is {value!r}; it must be {one.text}.")
-
-
-def _check_features(cfg: CfgNode) -> None:
-    """Check that the RPN and the RoI heads read features that the ResNet has, for the backbones of known features."""
-    name, resnet = cfg.MODEL.BACKBONE.NAME.replace("_gn", ""), cfg.MODEL.RESNETS.OUT_FEATURES
-    if name not in ("build_resnet_backbone", "build_resnet_fpn_backbone"):
-        return
-    _check_known("MODEL.RESNETS.OUT_FEATURES", resnet, ("stem", "res2", "res3", "res4", "res5"))
-    if name == "build_resnet_backbone":
-        features = [*resnet]
-    else:
-        _check_known("MODEL.FPN.IN_FEATURES", cfg.MODEL.FPN.IN_FEATURES, resnet)
-        features = [feature.replace("res", "p") for feature in cfg.MODEL.FPN.IN_FEATURES] + ["p6"]
-    for key in ("MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES"):
-        _check_known(key, get_key(cfg, key), features)
-
-
-def _check_known(key: str, values: Sequence[str], known: Sequence[str]) -> None:
-    if not values or not set(values) <= set(known):
-        raise GNDetError(f"{key} is {values}; it must be one or more of {', '.join(known)}, which the backbone has.")
-
-
-def _check_anchors(cfg: CfgNode) -> None:
-    """Check that anchors are given once for all levels of features, or once for each."""
-    levels = len(cfg.MODEL.RPN.IN_FEATURES)
-    for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
-        values = get_key(cfg, key)
-        nested = [value if isinstance(value, list | tuple) else [value] for value in values]
-        is_flat = bool(values) and not isinstance(values[0], list | tuple)
-        if not nested or not all(_is_sizes(numbers) for numbers in nested):
-            raise GNDetError(f"{key} is {values}; it must have one list of numbers above 0 for each level of features.")
-        if not is_flat and len(nested) not in (1, levels):
-            raise GNDetError(
-                f"{key} has {len(nested)} lists, but MODEL.RPN.IN_FEATURES has {levels} levels: pass one list for "
-                "all levels, or one for each."
-            )
-        if not is_flat and len({len(numbers) for numbers in nested}) > 1:
-            raise GNDetError(f"{key} is {values}; each level of features must have the same number of anchors.")
-
-
-def _is_sizes(values: Any) -> bool:
-    try:
-        return _sizes(values)
-    except TypeError:
-        return False
-
-
-def _check_augmentation(cfg: CfgNode) -> None:
-    sizes, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-    if sampling == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
-        raise GNDetError(
-            f"INPUT.MIN_SIZE_TRAIN is {sizes}, but INPUT.MIN_SIZE_TRAIN_SAMPLING is range: pass the smallest and the "
-            "largest size, such as (640, 800)."
-        )
-    crop = cfg.INPUT.CROP
-    if crop.ENABLED and crop.TYPE.startswith("relative") and max(crop.SIZE) > 1:
-        raise GNDetError(f"INPUT.CROP.SIZE is {crop.SIZE}; with INPUT.CROP.TYPE {crop.TYPE} it must be at most 1.")
-    polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
-    if crop.ENABLED and polygons and importlib.util.find_spec("shapely") is None:
-        raise GNDetError(
-            "INPUT.CROP.ENABLED is True, but cropping polygons needs shapely: pip install shapely, or set INPUT.MASK_FORMAT "
-            "to bitmask."
-        )
-
-
-def _check_scheduler(cfg: CfgNode) -> None:
-    solver = cfg.SOLVER
-    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
-        raise GNDetError(
-            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}; it must be between 0 and SOLVER.BASE_LR {solver.BASE_LR}."
-        )
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler" and not cfg.DATALOADER.REPEAT_THRESHOLD > 0:
-        raise GNDetError(
-            "DATALOADER.SAMPLER_TRAIN is RepeatFactorTrainingSampler, but DATALOADER.REPEAT_THRESHOLD is "
-            f"{cfg.DATALOADER.REPEAT_THRESHOLD}, with which no image is repeated: set it above 0, for example to 0.001."
-        )

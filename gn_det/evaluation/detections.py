@@ -209,7 +209,7 @@ def _check_masks(rows: Sequence[dict], images: Mapping[Any, dict], path: str | P
     masks = [row["segmentation"] for row in rows]
     bad = [i for i, mask in enumerate(masks) if type(mask) is dict and mask["size"] != sizes[i]]
     _refuse(bad, _MASK_SIZE, rows, path)
-    counts = [mask["counts"] if type(mask) is dict else None for mask in masks]
+    counts: list[Any] = [mask["counts"] if type(mask) is dict else None for mask in masks]
     compressed = [i for i, value in enumerate(counts) if type(value) is str]
     pixels = {i: sum(value) for i, value in enumerate(counts) if type(value) is list}
     pixels |= dict(zip(compressed, count_pixels([counts[i] for i in compressed]).tolist(), strict=True))
