@@ -12,6 +12,12 @@ class GNDetError(ValueError):
     """
 
 
+def sentence_of(error: GNDetError) -> str:
+    """Return the message of an error. That of a worker that loads data comes as the text of its traceback."""
+    lines = [line for line in str(error).splitlines() if "GNDetError: " in line]
+    return lines[-1].split("GNDetError: ", 1)[1] if lines else str(error)
+
+
 class KernelError(Exception):
     """A GPU kernel could not be compiled or launched. PyTorch's kernels can compute the same."""
 

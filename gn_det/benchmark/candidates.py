@@ -90,7 +90,7 @@ def stock_config(cfg: CfgNode) -> CfgNode:
     stock = cfg.clone()
     for key, names in _STOCK_NAMES.items():
         name = get_key(cfg, key)
-        _set_key(stock, key, names.get(name, name))
+        set_key(stock, key, names.get(name, name))
     if cfg.MODEL.ROI_BOX_HEAD.NAME == "FastRCNN4Conv1FCGNHead":
         stock.MODEL.ROI_BOX_HEAD.NUM_CONV, stock.MODEL.ROI_BOX_HEAD.NUM_FC = 4, 1
     stock.DATASETS.TEST = ()
@@ -101,17 +101,18 @@ def stock_config(cfg: CfgNode) -> CfgNode:
     return stock
 
 
-def _set_key(cfg: CfgNode, key: str, value: str) -> None:
+def set_key(cfg: CfgNode, key: str, value: object) -> None:
+    """Set a config key, given its dotted name."""
     node, name = key.rsplit(".", 1)
     get_key(cfg, node)[name] = value
 
 
-def _replace_gn(cfg: CfgNode, norm: str) -> CfgNode:
+def replace_gn(cfg: CfgNode, norm: str) -> CfgNode:
     """Return a copy of the config with another norm wherever it has GN."""
     changed = cfg.clone()
     for key in NORM_KEYS:
         if get_key(cfg, key) == "GN":
-            _set_key(changed, key, norm)
+            set_key(changed, key, norm)
     return changed
 
 
@@ -132,15 +133,15 @@ def build_candidates(cfg: CfgNode, images: list[dict], training: bool, names: Se
     candidates = []
     stock_gn = detectron2_build_model(stock_cfg)
     for norm in (norm for norm, implementations in chosen.items() if implementations):
-        stock = detectron2_build_model(_replace_gn(stock_cfg, norm)) if norm != "GN" else stock_gn
+        stock = detectron2_build_model(replace_gn(stock_cfg, norm)) if norm != "GN" else stock_gn
         RCNNParts(stock, 1, 1)  # raises GNDetError if the model is not supported
         stock.load_state_dict(stock_gn.state_dict(), strict=norm == "GN")
         rescale_outputs(stock, images)
         only_stock = chosen[norm] == ["stock"]
-        accelerated = stock if only_stock else _build_gn_det(_replace_gn(cfg, norm), stock, training)
+        accelerated = stock if only_stock else _build_gn_det(replace_gn(cfg, norm), stock, training)
         for implementation in chosen[norm]:
             is_stock = implementation == "stock"
-            own_cfg = _replace_gn(stock_cfg if is_stock else cfg, norm)
+            own_cfg = replace_gn(stock_cfg if is_stock else cfg, norm)
             own_cfg.INFERENCE.DTYPE = _DTYPES[implementation]
             candidates.append(Candidate(norm, implementation, own_cfg, stock if is_stock else accelerated))
     for candidate in candidates:

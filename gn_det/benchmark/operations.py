@@ -8,7 +8,7 @@ implementation lowers its share of the copy's bandwidth.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +45,11 @@ def shapes(setup: Setup) -> dict[str, tuple[int, int, int, int]]:
     return {**maps, **rois}  # type: ignore[dict-item]
 
 
-def operations(setup: Setup) -> dict:
+def operations(setup: Setup, variants: Iterable[str] = tuple(VARIANTS)) -> dict:
     """Time ``group_norm`` of gn_det.ops and ``F.relu(F.group_norm(x))`` on the same tensors.
+
+    Args:
+        variants: keys of VARIANTS.
 
     Returns:
         A dict with the keys:
@@ -63,16 +66,16 @@ def operations(setup: Setup) -> dict:
                 "bandwidth_share": for the total time of all shapes.
     """
     rows: list[dict] = []
-    named = shapes(setup)
-    total = len(named) * len(VARIANTS) * len(DIRECTIONS)
-    for (name, shape), variant in itertools.product(named.items(), VARIANTS):
+    named, variants = shapes(setup), list(variants)
+    total = len(named) * len(variants) * len(DIRECTIONS)
+    for (name, shape), variant in itertools.product(named.items(), variants):
         case = _Case.make(shape, variant, setup)
         for direction in DIRECTIONS:
             description = f"ops {len(rows) + 1} of {total}: {name}, {variant}, {direction}"
             row = {"name": name, "shape": list(shape), "variant": variant, "direction": direction}
             rows.append(row | _measure(case, direction, setup, description))
     summary = {v: {d: _summarize([r for r in rows if (r["variant"], r["direction"]) == (v, d)]) for d in DIRECTIONS}
-               for v in VARIANTS}  # fmt: skip
+               for v in variants}  # fmt: skip
     return {**setup.as_record(), "rows": rows, "summary": summary}
 
 
@@ -108,9 +111,10 @@ class _Case:
             direction: a key of DIRECTIONS.
         """
         weight, bias = self.affine[implementation] if implementation in self.affine else self.affine["stock"]
+        kernels = "triton" if self.x.is_cuda else None
         operation = {
             "stock": lambda: F.relu(F.group_norm(self.x, GROUPS, weight, bias)),
-            "gn_det": lambda: group_norm(self.x, GROUPS, weight, bias, activation="relu"),
+            "gn_det": lambda: group_norm(self.x, GROUPS, weight, bias, activation="relu", implementation=kernels),
             "copy": lambda: self.target.detach().copy_(self.x.detach()),
         }[implementation]
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from tabulate import tabulate
 
 from .candidates import candidate_name
+from .gpu.report import format_gpu
 from .phases import PARTS
 
 NOT_MEASURED = "not measured"
@@ -14,10 +15,12 @@ def tables(record: dict) -> str:
     """Return a description of the run, a summary, and one table for each stage."""
     hardware = record["hardware"]
     machine = hardware.get("gpu") or f"{hardware['cpu']}, {record['threads']} threads"
+    where = f"{record['config']} on {machine}, PyTorch {record['versions']['torch']}"
+    if "gpu" in record["stages"]:
+        return f"{where}.\n\n{format_gpu(record['stages']['gpu'])}"
     head = (
-        f"{record['config']} on {machine}, PyTorch {record['versions']['torch']}, {record['repeats']} rounds, random "
-        "weights. Speedups are stock time / gn_det time: the median of the rounds, with the minimum and maximum in "
-        "parentheses."
+        f"{where}, {record['repeats']} rounds, random weights. Speedups are stock time / gn_det time: the median of the "
+        "rounds, with the minimum and maximum in parentheses."
     )
     texts = [head, summary(record)]
     for stage, format_stage in _FORMATS.items():
@@ -162,6 +165,16 @@ def _format_operations(stage: dict) -> str:
     return _table(rows, headers)
 
 
+def _format_host(stage: dict) -> str:
+    rows = []
+    for row in stage["rows"]:
+        microseconds = [f"{row[side]['seconds'] * 1e6:.1f}" for side in ("stock", "gn_det")]
+        launches = [str(number) for number in row["launches"]]
+        rows.append([row["name"], row["direction"], *microseconds, _format_ratio(row["ratio"]), *launches])
+    headers = ["", "", "stock, us", "gn_det, us", "stock / gn_det", "launches of stock", "launches of gn_det"]
+    return f"{_table(rows, headers)}\n\nTime on the host per call of GN + ReLU, without the launches of kernels."
+
+
 def _format_coco(stage: dict) -> str:
     rows = []
     for kind, row in stage.items():
@@ -175,6 +188,7 @@ _FORMATS: dict[str, Callable[[dict], str]] = {
     "parts": _format_parts,
     "training": _format_models,
     "ops": _format_operations,
+    "host": _format_host,
     "coco": _format_coco,
 }
 

@@ -1,11 +1,12 @@
 """Time several calls in turn (A B C A B C ...), so that background load affects all of them equally."""
 
+import contextlib
 import dataclasses
 import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -62,6 +63,17 @@ def interleave(
                     values[call.name].append(value)
                 bar.update()
     return values
+
+
+@contextlib.contextmanager
+def frozen_garbage() -> Iterator[None]:
+    """Exclude all existing objects from garbage collection, which would disturb the timings."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _measure_once(call: TimedCall, measure: Callable[[Callable[[], object]], T]) -> T:

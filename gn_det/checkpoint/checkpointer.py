@@ -1,14 +1,14 @@
 """Load weights of any origin with detectron2's checkpointer, and refuse weights that do not fit."""
 
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..config.files import load_config, parse_config
@@ -16,12 +16,17 @@ from ..errors import GNDetError
 from ..zoo import index as zoo
 from .convert import convert, place, plain_names
 from .dataset_notes import DatasetNotes
-from .fit import LEAVES_RANDOM, Fit, Problem, compare, find_problem, not_finite, quantized, report
+from .finite import not_finite
+from .fit import LEAVES_RANDOM, Fit, Problem, compare, find_problem, quantized, report
 from .load import notes_in, read_error, read_file
+from .newest import has_checkpoints, newest_good, read_last
 from .recipe import RECIPES_BY_ORIGIN, contradiction, decoding_contradiction, recipe_of
+from .saving import remove_leftovers, remove_old, save_checkpoint, save_last
 from .uri import find_weights
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 
 class ClassNames:
@@ -53,17 +58,23 @@ class ClassNames:
 
 
 class ConfigText:
-    """Let detectron2's checkpointer save the config, so that a checkpoint alone defines its model."""
+    """Let detectron2's checkpointer save the config, so that a checkpoint alone defines its model.
+
+    Attributes:
+        text: the config of this run, as YAML.
+        loaded: the config of the checkpoint that was loaded, as YAML; "" if there is none.
+    """
 
     def __init__(self, cfg: CfgNode):
-        self.text = cfg.dump()
+        self.text, self.loaded = cfg.dump(), ""
 
     def state_dict(self) -> dict[str, Any]:
         """Return {"yaml": the config as YAML}."""
         return {"yaml": self.text}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing: a resumed run keeps its own config."""
+        """Keep the text for comparisons. A resumed run has its own config."""
+        self.loaded = state.get("yaml", "")
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -73,46 +84,108 @@ class Checkpointer(DetectionCheckpointer):
     :mod:`gn_det.checkpoint.convert`. Weights of a ResNet alone may initialize the backbone of a
     training; otherwise every tensor must fit, unless ``MODEL.GN.ACCEPT_WEIGHTS`` accepts the
     difference.
+
+    Checkpoints are saved as :mod:`gn_det.checkpoint.saving` describes, and a run is resumed from the
+    checkpoint that :mod:`gn_det.checkpoint.newest` chooses.
+
+    Attributes:
+        resumed_from: name of the checkpoint that :meth:`resume_or_load` has chosen; "" before, and if
+            it chose none.
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, cfg: CfgNode | None = None, trains: bool = True, **kwargs: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        cfg: CfgNode | None = None,
+        trains: bool = True,
+        keep: int = 0,
+        **kwargs: Any,
     ):
         """
         Args:
             cfg: the model's config, with which the recipe of the weights is compared.
             trains: False if the model is not trained after loading; then every tensor of the model
-                must be loaded.
+                must be loaded, and ``save_dir`` is not changed.
+            keep: number of periodic checkpoints (``model_0004999.pth``) that are kept; 0 keeps all.
             kwargs: other arguments of detectron2's checkpointer.
         """
         super().__init__(model, save_dir, **kwargs)
-        self._cfg, self._complete = cfg, not trains
+        self._cfg, self._complete, self._trains, self._keep = cfg, not trains, trains, keep
+        self._resumes = False
+        self.resumed_from = ""
         self._weights_name = ""  # of the weights that are being loaded, as the user wrote it
-
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Same as detectron2's method; in addition, a resumed run must load every tensor of the model."""
-        self._complete |= resume and self.has_checkpoint()
-        loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
-        return loaded
 
     @property
     def loaded_from(self) -> str:
         """Path, URL or name of the weights that were loaded last; "" if none were."""
         return self._weights_name
 
-    def get_checkpoint_file(self) -> str:
-        """Return the path of the checkpoint that ``last_checkpoint`` names; "" if there is no such file.
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Same as detectron2's method, but a crash at any moment leaves the older checkpoints usable.
 
         Raises:
-            GNDetError: the checkpoint does not exist or is in another folder.
+            GNDetError: a tensor contains NaN or infinity, or the file cannot be written.
         """
-        file: str = super().get_checkpoint_file()
-        if file and (Path(file).parent != Path(self.save_dir) or not os.path.isfile(file)):
-            raise GNDetError(
-                f"{Path(self.save_dir, 'last_checkpoint')} does not name a file in its folder: write into it the "
-                "name of the checkpoint to resume from."
+        if not self.save_dir or not self.save_to_disk:
+            return
+        parts = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        self.write(f"{name}.pth", {"model": self.model.state_dict(), **parts, **kwargs})
+        self.tag_last_checkpoint(f"{name}.pth")
+        remove_old(self.save_dir, self._keep)
+
+    def write(self, file_name: str, data: Mapping[str, Any]) -> None:
+        """Write a checkpoint with the given content, without making it the one to resume from.
+
+        Raises:
+            GNDetError: as for :func:`gn_det.checkpoint.saving.save_checkpoint`.
+        """
+        path = Path(self.save_dir, file_name)
+        logger.info(f"Saving checkpoint to {path}")
+        save_checkpoint(path, data)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write a file name to ``last_checkpoint`` atomically."""
+        save_last(self.save_dir, last_filename_basename)
+
+    def has_checkpoint(self) -> bool:
+        """Return whether ``save_dir`` has checkpoints to resume from, good or bad."""
+        return bool(self.save_dir) and has_checkpoints(self.save_dir)
+
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the newest good checkpoint in ``save_dir``; "" if there is no checkpoint.
+
+        Raises:
+            GNDetError: there are checkpoints, but no good one.
+        """
+        return str(newest_good(self.save_dir, resumes=True).path) if self.has_checkpoint() else ""
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Same as detectron2's method, but a run is resumed from its newest good checkpoint.
+
+        A resumed run must load every tensor of the model. In a training, ``last_checkpoint`` is
+        mended if it names another file, and the temporary files of killed saves are removed.
+
+        Raises:
+            GNDetError: there are checkpoints, but no good one; or as for :meth:`load`.
+        """
+        newest = None
+        if resume:
+            newest = _in_main_process(
+                lambda: newest_good(self.save_dir, resumes=True) if self.has_checkpoint() else None
             )
-        return file
+        if not newest:
+            return self.load(path, checkpointables=[])
+        newest.log()
+        self._complete = self._resumes = True
+        loaded = self.load(str(newest.path))
+        self.resumed_from = newest.path.name
+        if self._trains and self.save_to_disk:
+            remove_leftovers(self.save_dir)
+            if read_last(self.save_dir)[0] != self.resumed_from:
+                self.tag_last_checkpoint(self.resumed_from)
+        return loaded
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Same as detectron2's method; in addition, weights that do not fit are refused.
@@ -138,6 +211,11 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> object:
         """Check the weights, and load all tensors that the model has with the same shape."""
+        if self._resumes and "trainer" in self.checkpointables and "trainer" not in checkpoint:
+            raise GNDetError(
+                f"{self._weights_name} has weights and no state of a training: to start from its weights, set "
+                "MODEL.WEIGHTS to it and use another OUTPUT_DIR."
+            )
         state = self.model.state_dict()
         weights, origin = self._without_prefixes(checkpoint["model"], state), ""
         if not any(name in state for name in weights):
@@ -228,6 +306,20 @@ class Checkpointer(DetectionCheckpointer):
             logger.info(f"Loaded {what}; tensors that are missing or have another shape stay random:\n{report(fit)}")
 
 
+def _in_main_process(function: Callable[[], _Result]) -> _Result:
+    """Call a function in the main process, and return its result, or raise its GNDetError, in all processes."""
+    outcome: _Result | GNDetError | None = None
+    if comm.is_main_process():
+        try:
+            outcome = function()
+        except GNDetError as error:
+            outcome = error
+    result: _Result | GNDetError = comm.all_gather(outcome)[0]
+    if isinstance(result, GNDetError):
+        raise result
+    return result
+
+
 def build_checkpointer(
     cfg: CfgNode, model: nn.Module, datasets: Sequence[str], trains: bool = True, stateful: dict[str, Any] | None = None
 ) -> Checkpointer:
@@ -245,4 +337,4 @@ def build_checkpointer(
     parts = {"classes": classes, "config": ConfigText(cfg)} | (stateful or {})
     if trains:
         parts["datasets"] = DatasetNotes(datasets)
-    return Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, trains=trains, **parts)
+    return Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, trains=trains, keep=cfg.TRAIN.KEEP_CHECKPOINTS, **parts)

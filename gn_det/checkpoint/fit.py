@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -109,11 +108,6 @@ def quantized(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> lis
         and state[name].is_floating_point()
         and not (value.is_floating_point() and value.element_size() >= 2)
     ]
-
-
-def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that contain NaN or infinity."""
-    return [name for name, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()]
 
 
 def find_problem(

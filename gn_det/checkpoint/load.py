@@ -86,6 +86,15 @@ def read_notes(path: str) -> dict[str, Any]:
         return notes_in(_load_zip(path, mmap=True) if kind == "zip" else _READERS[kind](path))
 
 
+def read_iteration(path: str) -> int:
+    """Return the index of the last trained iteration, from 0, of a checkpoint; -1 if it cannot be read."""
+    try:
+        iteration = _as_dict(_load_zip(path, mmap=True)).get("iteration", -1)
+    except Exception:  # torch.load can raise any exception for a damaged file
+        return -1
+    return iteration if isinstance(iteration, int) else -1
+
+
 def notes_in(parts: object) -> dict[str, Any]:
     """Return the notes, as :func:`read_notes` does, from a file that :func:`read_file` has read."""
     config, classes = (_as_dict(_as_dict(parts).get(key)) for key in ("config", "classes"))
@@ -152,9 +161,9 @@ def _load_zip(path: str, mmap: bool = False) -> object:
     Args:
         mmap: map the file instead of reading it. Only for callers that discard the weights: a
             resumed run overwrites the checkpoint that it has read, and using a mapped tensor after
-            that ends the process with a bus error.
+            that ends the process with a bus error. The checksums of the tensors are not checked.
     """
-    _check_zip(path)
+    _check_zip(path, checksums=not mmap)
     return _load_torch(path, mmap)
 
 
@@ -164,17 +173,24 @@ def _load_torch(path: str, mmap: bool = False) -> object:
         return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def _check_zip(path: str) -> None:
-    """Refuse zip bombs.
+def _check_zip(path: str, checksums: bool) -> None:
+    """Refuse damaged files and zip bombs.
 
-    PyTorch does not compress, so the entries of a valid file are not larger than the file.
+    PyTorch does not compress, so the entries of a valid file are not larger than the file. It writes a
+    checksum of each entry, but does not check it.
     """
-    with zipfile.ZipFile(path) as file:
-        entries = file.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("it is compressed, but PyTorch writes zip files without compression")
-    if sum(entry.file_size for entry in entries) > Path(path).stat().st_size:
-        raise ValueError("its entries claim to be larger than the file")
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("it is compressed, but PyTorch writes zip files without compression")
+            if sum(entry.file_size for entry in entries) > Path(path).stat().st_size:
+                raise ValueError("its entries claim to be larger than the file")
+            damaged = file.testzip() if checksums else None
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"it is cut or damaged ({error})") from error
+    if damaged:
+        raise ValueError(f"it is damaged: the checksum of its entry {one_line(damaged)} is wrong")
 
 
 def _load_plain_pickle(path: str) -> dict[Any, Any]:

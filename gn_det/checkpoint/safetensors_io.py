@@ -1,5 +1,6 @@
 """Read and write safetensors files with gn_det's notes (config, classes, recipe) in the metadata."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from ..errors import GNDetError
 from ..files import replacing
 
+_DIGEST_KEY = "gn_det_sha256"  # the metadata entry of the digest; safetensors has no checksums
 _NOTES_KEY = "gn_det"  # the metadata entry of the notes, as JSON because the values of metadata are text
 
 
@@ -20,12 +22,20 @@ def read_safetensors(path: str) -> dict[str, Any]:
 
     Returns:
         The result of :func:`read_metadata`, and "model": {name: tensor on the CPU}.
+
+    Raises:
+        ValueError: the tensors are not those that gn_det has written, or as for :func:`read_metadata`.
     """
     with safe_open(path, framework="pt", device="cpu") as file:
         # The library returns views of the mapped file. Without copies, overwriting the file would
         # end the process.
         weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        return {**_metadata_parts(file.metadata()), "model": weights}
+        metadata = file.metadata() or {}
+    if _DIGEST_KEY in metadata and metadata[_DIGEST_KEY] != _digest(weights):
+        raise ValueError(
+            f"it is damaged: the digest of its tensors is not the one in its metadata entry {_DIGEST_KEY!r}"
+        )
+    return {**_metadata_parts(metadata), "model": weights}
 
 
 def read_metadata(path: str) -> dict[str, Any]:
@@ -86,8 +96,18 @@ def write_safetensors(path: str | Path, weights: Mapping[str, torch.Tensor], not
         GNDetError: the file cannot be written, or JSON cannot store the notes.
     """
     text = notes_to_json(path, notes)
+    tensors = packed(weights)
     with replacing(Path(path)) as part:
-        save_file(packed(weights), part, {"format": "pt", _NOTES_KEY: text})
+        save_file(tensors, part, {"format": "pt", _NOTES_KEY: text, _DIGEST_KEY: _digest(tensors)})
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the sha256 of the names and the values of contiguous tensors on the CPU."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def notes_to_json(path: str | Path, notes: Mapping[str, Any]) -> str:

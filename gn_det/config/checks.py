@@ -12,6 +12,7 @@ from ..errors import GNDetError, did_you_mean
 from ..metrics import metric_names
 from ..modeling.norm import NORM_KEYS, PER_SAMPLE, check_norm, get_key
 from .consistency import check_consistency
+from .finite import check_finite
 from .graph_checks import check_cuda_graphs
 from .values import check_values
 
@@ -42,6 +43,7 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
     Raises:
         GNDetError: for the first mistake found, in one sentence.
     """
+    check_finite(cfg)
     for key in NORM_KEYS:
         check_norm(cfg, key)
     for part in _PARTS:
@@ -224,7 +226,8 @@ def check_training_options(cfg: CfgNode) -> None:
     Checks the section ``TRAIN``, and ``SOLVER.AMP``.
     """
     train = cfg.TRAIN
-    for name, value in (("EARLY_STOP.PATIENCE", train.EARLY_STOP.PATIENCE), ("PICTURES", train.PICTURES)):
+    for name in ("KEEP_CHECKPOINTS", "EARLY_STOP.PATIENCE", "PICTURES", "SKIP_NONFINITE", "STALL_MINUTES"):
+        value = get_key(cfg, f"TRAIN.{name}")
         if value is None or value < 0:
             raise GNDetError(f"TRAIN.{name} is {value}; it must be 0 (off) or more.")
     delta = train.EARLY_STOP.MIN_DELTA

@@ -111,6 +111,13 @@ KEYS = (
         "never",
     ),
     Key(
+        "TRAIN.KEEP_CHECKPOINTS",
+        0,
+        "Keep only this number of the checkpoints that are saved every `SOLVER.CHECKPOINT_PERIOD` iterations, the newest "
+        "ones. `model_final.pth` and `model_best.pth` are not counted and always kept. 0: keep all.",
+        "never",
+    ),
+    Key(
         "TRAIN.EARLY_STOP.PATIENCE",
         0,
         "Stop training after this number of consecutive evaluations without an improvement of `TRAIN.METRIC`. Needs "
@@ -170,6 +177,19 @@ KEYS = (
         "On a GPU, capture the forward and backward pass of the backbone and of the RPN head as CUDA graphs, one per padded "
         "size of the batch. Batches of images of different sizes run without, unless `MODEL.GN.IGNORE_PADDING` is `False`. "
         "Not measured on a GPU yet. No effect on CPUs.",
+        "never",
+    ),
+    Key(
+        "TRAIN.SKIP_NONFINITE",
+        0,
+        "Number of batches that a run may skip because a loss or a gradient is NaN or infinite. The next such batch ends "
+        "the training.",
+    ),
+    Key(
+        "TRAIN.STALL_MINUTES",
+        30.0,
+        "End the run if no process makes progress for this number of minutes, in training and in evaluation: loading, "
+        "forward pass and backward pass of a batch must each take less. 0: never.",
         "never",
     ),
     Key(

@@ -167,6 +167,7 @@ def evaluate(
     loader,
     iteration: int | None = None,
     weights: Weights | None = None,
+    callbacks: dict[str, Callable[[], None]] | None = None,
 ) -> dict:
     """Evaluate a model on a dataset. The main process writes the record and logs the table of AP.
 
@@ -175,14 +176,22 @@ def evaluate(
         iteration: number of iterations trained so far, for the record; None if the model was not
             trained by this run.
         weights: the weights of the model if it was not trained by this run.
+        callbacks: functions to call "on_start", "before_inference" of each batch, and "on_end".
 
     Returns:
         the dict of :func:`evaluate_detections`; empty in all processes except the main process.
     """
     seconds: list[float] = []
     starts: list[float] = []
-    callbacks: dict[str, Callable[[], None]] = {
-        "before_inference": lambda: starts.append(_synchronized_time()),
+    callbacks = callbacks or {}
+
+    def before_inference() -> None:
+        if before := callbacks.get("before_inference"):
+            before()
+        starts.append(_synchronized_time())
+
+    timed = {
+        "before_inference": before_inference,
         "after_inference": lambda: seconds.append(_synchronized_time() - starts[-1]),
     }
     device = torch.device(cfg.MODEL.DEVICE)
@@ -190,7 +199,7 @@ def evaluate(
         loader = Prefetcher(loader, device)
     model = without_pasting(model, cfg.INFERENCE.PASTE_ON_HOST)
     with precision(cfg):
-        results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks)
+        results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks | timed)
     if not comm.is_main_process():
         return {}
     median = sorted(seconds)[len(seconds) // 2] / cfg.INFERENCE.BATCH_SIZE

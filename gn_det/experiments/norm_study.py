@@ -9,7 +9,6 @@ import dataclasses
 import multiprocessing
 import os
 import re
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from tqdm import tqdm
 
+from ..checkpoint.newest import has_checkpoints
 from ..config.checks import check_config, datasets_of_run
 from ..config.files import load_config
 from ..data.identity import dataset_identities, read_identities, same_data
@@ -29,16 +29,14 @@ from ..evaluation.comparison import check_test_data, train_data_of
 from ..evaluation.records import config_digest, make_record, read_record
 from ..files import save_json
 from ..launch.arguments import config_from_args
-from ..launch.output_dir import has_checkpoint
 from ..launch.owner import owned
 from ..launch.prepare import prepare
 from ..launch.processes import launch
 from ..launch.run import main
 from ..launch.tool import run_tool
 from ..modeling.norm import NORM_KEYS, NORMS, get_key
+from ..training.guards.finite import DIVERGED
 from .norm_tables import draw_study, study_tables
-
-_DIVERGED = 3  # exit code of a training process whose loss became infinite or NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +133,7 @@ class Study:
     def _arguments(self, variant: Variant) -> argparse.Namespace:
         folder = self.folder / variant.name
         opts = [*self.opts[variant], "OUTPUT_DIR", str(folder)]
-        resume = has_checkpoint(folder)
+        resume = has_checkpoints(folder)
         return argparse.Namespace(**{**vars(self.args), "opts": opts, "resume": resume, "eval_only": False})
 
     def _check(self, variant: Variant, prepared: CfgNode) -> None:
@@ -265,15 +263,13 @@ class Study:
         """Write the record of a variant whose process ended, or return a sentence about its failure."""
         folder = self.folder / variant.name
         output = (folder / "output.txt").read_text(errors="replace")
-        if exit_code == _DIVERGED:
+        errors = re.findall(r"^error: (.*)", output, re.MULTILINE)
+        if exit_code and errors and (stop := DIVERGED.match(errors[-1])):
             cfg = load_config(str(folder / "config.yaml"))
-            record = make_record(cfg, cfg.DATASETS.TEST[0], {})
-            iterations = re.findall(r"NaN at iteration=(\d+)", output)
-            record["diverged"] = int(iterations[-1]) if iterations else None  # the RPN's error does not give it
+            record = make_record(cfg, cfg.DATASETS.TEST[0], {}) | {"diverged": int(stop[1])}
         else:
             records = sorted((folder / "records").glob("*.json"))  # sorted by iteration
             if exit_code or not records:
-                errors = re.findall(r"^error: (.*)", output, re.MULTILINE)
                 ended = f"the process ended with exit code {exit_code}; see {folder / 'output.txt'}"
                 return errors[-1] if errors else ended
             record = read_record(records[-1])
@@ -302,12 +298,7 @@ def _train(args: argparse.Namespace, output: str, slot: int, jobs: int) -> None:
             os.environ["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
     elif jobs > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    try:
-        run_tool(lambda: launch(main, args))
-    except Exception as error:
-        if "FloatingPointError" not in f"{type(error).__name__} {error}":
-            raise
-        sys.exit(_DIVERGED)
+    run_tool(lambda: launch(main, args))
 
 
 def _format_outcome(record: dict) -> str:

@@ -15,13 +15,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils import comm
 
+from ..checkpoint.newest import has_checkpoints
 from ..data.coco import register_again
 from ..data.identity import dataset_identity, describe_identity, read_identity, same_data
 from ..errors import GNDetError
 from ..evaluation.records import Weights, config_digest, evaluation_key
 from ..evaluation.run_folder import read_datasets, remember_datasets
 from ..files import replacing, save_text
-from ..training.hooks import BEST_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,7 @@ _RUN_FILES = (_METRICS, "events.out.tfevents.*", "config.yaml", "records", "infe
 
 def is_trained(folder: str | Path) -> bool:
     """Return whether a training has saved weights in a folder."""
-    return has_checkpoint(folder) or any(Path(folder).glob("model_*.pth"))
-
-
-def has_checkpoint(folder: str | Path) -> bool:
-    """Return whether a folder has a checkpoint to resume from; ``model_best.pth`` is none."""
-    others = (file for file in Path(folder).glob("model_*.pth") if file.name != BEST_FILE)
-    return Path(folder, "last_checkpoint").is_file() or any(others)
+    return has_checkpoints(folder) or any(Path(folder).glob("model_*.pth"))
 
 
 def is_training(folder: str | Path) -> bool:

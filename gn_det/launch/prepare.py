@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ..acceleration.device import choose_device
+from ..checkpoint.newest import has_checkpoints
 from ..checkpoint.uri import check_name
 from ..config.checks import check_accumulation, check_config, datasets_of_run
 from ..config.graph_checks import check_cuda_graphs
@@ -17,7 +18,7 @@ from ..data.coco import register_coco_json
 from ..errors import GNDetError
 from ..evaluation.run_folder import register_datasets
 from .arguments import config_from_args
-from .output_dir import OWN, has_checkpoint, is_trained, staged_file
+from .output_dir import OWN, is_trained, staged_file
 
 
 def prepare(args: argparse.Namespace, needs_weights: bool = True) -> CfgNode:
@@ -93,7 +94,7 @@ def _check_output_dir(cfg: CfgNode, args: argparse.Namespace) -> bool:
         raise GNDetError(f"OUTPUT_DIR {folder} cannot be created: {error.strerror}.") from None
     if not os.access(folder, os.W_OK):
         raise GNDetError(f"OUTPUT_DIR {folder} cannot be written to: use another OUTPUT_DIR.")
-    return bool(args.resume) and has_checkpoint(folder)
+    return bool(args.resume) and has_checkpoints(folder)
 
 
 def _register_datasets_of_run(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -15,15 +15,17 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..acceleration.cpu_memory import keep_freed_memory
+from ..checkpoint.newest import has_checkpoints, seed_of_run
+from ..checkpoint.saving import BEST_FILE
 from ..config.checks import datasets_of_run
+from ..errors import GNDetError
 from ..evaluation.records import Weights
 from ..quiet import silence_detectron2
-from ..training.hooks import BEST_FILE
+from ..training.guards.disk import tolerate_log_errors
 from ..training.trainer import evaluate_only, train
 from .output_dir import (
     EVALUATIONS,
     evaluation_folder,
-    has_checkpoint,
     is_training,
     leftovers_in,
     remove_staged_files,
@@ -53,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _train(cfg: CfgNode, args: argparse.Namespace, stack: contextlib.ExitStack) -> CfgNode:
     stack.enter_context(owned(cfg.OUTPUT_DIR))
-    resumes = args.resume and has_checkpoint(cfg.OUTPUT_DIR)
+    resumes = args.resume and has_checkpoints(cfg.OUTPUT_DIR)
     leftovers = [] if resumes or not comm.is_main_process() else leftovers_in(cfg.OUTPUT_DIR)
     _set_up(cfg, args, cfg.OUTPUT_DIR)
 
@@ -110,13 +112,14 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace, log_folder: str) -> None:
     if cfg.MODEL.DEVICE == "cpu":
         keep_freed_memory()
     silence_detectron2()
-    if cfg.SEED < 0:
-        cfg.SEED = comm.shared_random_seed() % 2**31  # chosen here, so that result records contain it
+    if cfg.SEED < 0:  # chosen here, so that result records contain it
+        cfg.SEED = _seed_to_resume(cfg, args) or comm.shared_random_seed() % 2**31
     cfg.freeze()
     rank = comm.get_rank()
     loggers = [setup_logger(log_folder, distributed_rank=rank, name="fvcore")]
     loggers += [setup_logger(log_folder, distributed_rank=rank)]
     loggers += [setup_logger(log_folder, distributed_rank=rank, name="gn_det", abbrev_name="gn_det")]
+    tolerate_log_errors()
     terminals = [h for log in loggers for h in log.handlers if getattr(h, "stream", None) is sys.stdout]
     for handler in terminals:
         handler.setLevel(logging.WARNING)
@@ -132,6 +135,13 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace, log_folder: str) -> None:
         if not args.eval_only:  # the training overview shows the numbers of instances
             handler.addFilter(lambda record: not record.getMessage().startswith("Distribution of instances"))
     _log_start(cfg)
+
+
+def _seed_to_resume(cfg: CfgNode, args: argparse.Namespace) -> int:
+    """Return the seed of the run that is resumed; 0 if there is none, or it is not known."""
+    resumes = args.resume and not args.eval_only and has_checkpoints(cfg.OUTPUT_DIR)
+    seed = seed_of_run(cfg.OUTPUT_DIR) if comm.is_main_process() and resumes else 0
+    return int(comm.all_gather(seed)[0])
 
 
 def _log_start(cfg: CfgNode) -> None:
@@ -188,4 +198,7 @@ def _draw(dataset_name: str, detections: Path, folder: Path) -> None:
             raise
         logger.warning("No predictions are drawn, because drawing needs OpenCV: pip install opencv-python-headless.")
         return
-    draw_predictions(dataset_name, detections, folder)
+    try:
+        draw_predictions(dataset_name, detections, folder)
+    except (OSError, GNDetError) as error:  # pictures that cannot be written must not make a successful training fail
+        logger.warning(f"Predictions are not drawn: {error}")

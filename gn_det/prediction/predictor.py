@@ -54,8 +54,8 @@ class Predictor:
     Args:
         model: one of
 
-            - the ``OUTPUT_DIR`` of a run (its ``model_final.pth`` is used, or its last checkpoint if that
-              file does not exist);
+            - the ``OUTPUT_DIR`` of a run (its newest good checkpoint is used, which is
+              ``model_final.pth`` for a finished run);
             - a checkpoint that contains its config, as those of gn_det do;
             - ``gn_det://NAME`` from the model zoo;
             - a config (shipped name, path, or ``CfgNode``), together with ``weights``.

@@ -1,7 +1,6 @@
 """Load a trained model from a run folder, checkpoint, model zoo name, or config with weights."""
 
 import os
-from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -12,6 +11,7 @@ from torch import nn
 from ..acceleration.inference import apply_model_options
 from ..checkpoint import read_notes
 from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.newest import has_checkpoints, newest_good
 from ..checkpoint.uri import find_weights
 from ..config.checks import check_config
 from ..config.defaults import add_gn_det_config
@@ -96,21 +96,20 @@ def _checkpoint_in(folder: str, weights: str | os.PathLike | None = None) -> str
     """Return the checkpoint to use from a run folder.
 
     Args:
-        weights: the name of a file in the folder, or another path or URI. Without it,
-            ``model_final.pth`` is used, or the last checkpoint if that file does not exist.
+        weights: the name of a file in the folder, or another path or URI. Without it, the newest
+            good checkpoint is used, as :func:`gn_det.checkpoint.newest.newest_good` chooses it.
     """
     if weights:
         inside = os.path.join(folder, weights)
         return inside if os.path.isfile(inside) else os.fspath(weights)
-    last = Path(folder, "last_checkpoint")
-    names = ["model_final.pth"] + ([Path(last.read_text().strip()).name] if last.is_file() else [])
-    found = [file for name in names if (file := os.path.join(folder, name)) and os.path.isfile(file)]
-    if not found:
+    if not has_checkpoints(folder):
         raise GNDetError(
             f"{folder} contains no checkpoint: it has neither model_final.pth nor the file named in last_checkpoint; pass "
             "another folder or a checkpoint file."
         )
-    return found[0]
+    newest = newest_good(folder, resumes=False)
+    newest.log()
+    return str(newest.path)
 
 
 def _classes(cfg: CfgNode, notes: dict) -> tuple[list[str], list[int]]:

@@ -14,16 +14,15 @@ from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.logger import log_first_n
-from fvcore.common.checkpoint import Checkpointer
 from PIL import Image
 
 from ..acceleration.on_device.scalars import PERIOD, read_scalars
+from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.saving import BEST_FILE
 from ..errors import GNDetError
-from ..files import replacing
 
 logger = logging.getLogger(__name__)
 
-BEST_FILE = "model_best.pth"
 _TRAINING_STATE = ("trainer", "raw_model")  # entries of a checkpoint that only a resumed training needs
 _IMAGE_SIZE = 640  # longer side in pixels; kept small because all images stay in the event file
 
@@ -104,8 +103,7 @@ class BestCheckpoint(HookBase):
         for name, stateful in self._checkpointer.checkpointables.items():
             if name not in _TRAINING_STATE:
                 data[name] = stateful.state_dict()
-        with replacing(self._path) as temporary:
-            torch.save(data, temporary)
+        self._checkpointer.write(BEST_FILE, data)
         logger.info(f"{self._metric} {value:.2f} is the best so far; saved {self._path}")
 
 
@@ -198,13 +196,16 @@ def show_predictions(cfg: CfgNode) -> None:
         return
     from ..drawing.instances import draw_predictions  # needs cv2
 
-    with tempfile.TemporaryDirectory() as folder:
-        for path in draw_predictions(name, detections, folder, number=cfg.TRAIN.PICTURES):
-            with Image.open(path) as picture:
-                picture.thumbnail((_IMAGE_SIZE, _IMAGE_SIZE))
-                pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-            drawn = path.relative_to(folder).with_suffix("").as_posix()
-            get_event_storage().put_image(f"{name}/{drawn}", pixels.copy())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for path in draw_predictions(name, detections, folder, number=cfg.TRAIN.PICTURES):
+                with Image.open(path) as picture:
+                    picture.thumbnail((_IMAGE_SIZE, _IMAGE_SIZE))
+                    pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+                drawn = path.relative_to(folder).with_suffix("").as_posix()
+                get_event_storage().put_image(f"{name}/{drawn}", pixels.copy())
+    except (OSError, GNDetError) as error:
+        log_first_n(logging.WARNING, f"No predictions are drawn: {error}", name=__name__, key="caller")
 
 
 class ReadMetrics(HookBase):

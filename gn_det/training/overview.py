@@ -198,9 +198,17 @@ def _options(cfg: CfgNode) -> str:
 
 def _speed(cfg: CfgNode) -> str:
     """Return what may make training on a GPU faster."""
-    if not cfg.MODEL.DEVICE.startswith("cuda") or training_precision(cfg).dtype is not None:
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
         return ""
-    return "float32; GPU.MIXED_PRECISION True trains in half precision, with less memory (not measured yet)"
+    options = []
+    if training_precision(cfg).dtype is None:
+        options.append("GPU.MIXED_PRECISION True trains in half precision, with less memory (not measured yet)")
+    if cfg.MODEL.GN.IGNORE_PADDING and comm.get_world_size() < cfg.SOLVER.IMS_PER_BATCH:
+        options.append(
+            "MODEL.GN.IGNORE_PADDING False normalizes images of different sizes together, padding included, as stock "
+            "detectron2 does"
+        )
+    return "; ".join(options)
 
 
 def _part_table(model: nn.Module) -> str:

@@ -1,15 +1,21 @@
 """One training iteration, with gradient accumulation and mixed precision."""
 
 import contextlib
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..acceleration.precision import training_precision
+from .guards import signals
+from .guards.finite import Batch, DivergedError, FiniteGuard, describe, file_names, gradient_norm, to_host
+from .guards.ranks import agree
+from .guards.stalls import Stage, enter
 
 
 class TrainStep(SimpleTrainer):
@@ -23,6 +29,10 @@ class TrainStep(SimpleTrainer):
         dtype: data type of autocast; None to compute in float32 only.
         parts: number of parts that the images of an iteration are split into. The parts run through
             the model one after the other, and their gradients are added.
+        guard: decides what happens to a batch whose losses or gradients are not finite.
+
+    Attributes:
+        stop_signal: number of the signal that a process has received, the same in all processes; 0 if none.
     """
 
     def __init__(
@@ -34,25 +44,57 @@ class TrainStep(SimpleTrainer):
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         parts: int = 1,
+        guard: FiniteGuard | None = None,
     ):
         super().__init__(model, loader, optimizer)
         self._device, self._dtype, self._parts = device, dtype, parts
         # Only float16 needs a scaled loss to keep small gradients: bfloat16 has the range of float32.
         self._scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
+        self._guard = guard or FiniteGuard()
+        self.stop_signal = 0
 
     def run_step(self) -> None:
         """Run one iteration: load the images, compute the gradients, and take one optimizer step.
 
+        The optimizer step is left out if a loss or a gradient of any process is not finite. With float16, a gradient that
+        is not finite is usual, and only lowers the scale of the loss.
+
         Raises:
-            FloatingPointError: if a loss is infinite or NaN; the weights are not changed then.
+            DivergedError: a loss or a gradient is not finite, and no more batches may be skipped. The
+                weights are not changed.
         """
         assert self.model.training, "the model was changed to eval mode"
+        enter(Stage.LOADS, self.iter)
         start = time.perf_counter()
         images = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         # detectron2 does this after the forward pass, when the gradients of the last iteration would
         # occupy memory at the same time as the new activations.
         self.optimizer.zero_grad()
+        batch = Batch({}, file_names(images))
+        try:
+            is_good, can_step = self._compute_gradients(images, batch)
+        except FloatingPointError as error:  # detectron2's RPN raises it for proposals that are not finite
+            is_good, batch.reason = False, f"an error in the forward pass ({error})"
+            if comm.get_world_size() > 1:  # the other processes wait for gradients
+                raise DivergedError(self._guard.sentence(describe({comm.get_rank(): batch}), self.iter)) from None
+        enter(Stage.WAITS, self.iter)
+        self.stop_signal, any_bad = agree(signals.requested(), int(not is_good))
+        if any_bad:
+            self._guard.refuse(self.model, batch, self.iter)
+        else:
+            losses = {name: torch.tensor(loss, dtype=torch.float64) for name, loss in batch.losses.items()}
+            self._write_metrics(losses, data_time)
+            if can_step:
+                self.optimizer.step()
+        enter(Stage.FREE)
+
+    def _compute_gradients(self, images: Sequence, batch: Batch) -> tuple[bool, bool]:
+        """Compute the gradients of a batch, and store its losses in ``batch``.
+
+        Returns:
+            whether the training may go on, and whether the optimizer may take a step.
+        """
         losses: dict[str, Tensor] = {}
         for part, share, sync in self._split(images):
             with sync:
@@ -60,9 +102,14 @@ class TrainStep(SimpleTrainer):
                     losses[name] = losses.get(name, 0) + loss
         for hook in self._hooks:  # detectron2 0.6 has no TrainerBase.after_backward
             hook.after_backward()
-        self._write_metrics(losses, data_time)
-        self._scaler.step(self.optimizer)
+        one = torch.ones_like(next(iter(losses.values())))
+        scaled_one = self._scaler.scale(one)
+        self._scaler.unscale_(self.optimizer)
         self._scaler.update()
+        # The only transfer from the device in an iteration: it waits for the forward and backward pass.
+        batch.losses, (norm, scale) = to_host(losses, gradient_norm(self.optimizer), scaled_one)
+        can_step = math.isfinite(norm)
+        return batch.is_finite() and (can_step or scale > 1), can_step
 
     def _split(self, images: Sequence) -> Iterator[tuple[Sequence, float, contextlib.AbstractContextManager]]:
         """Split the images into parts.
@@ -86,11 +133,13 @@ class TrainStep(SimpleTrainer):
         Returns:
             The losses of the part by name, multiplied by its share of all images.
         """
+        enter(Stage.FORWARD, self.iter)
         with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
             losses = self.model(images)
         if isinstance(losses, Tensor):
             losses = {"total_loss": losses}
         losses = {name: loss * share for name, loss in losses.items()}
+        enter(Stage.BACKWARD, self.iter)
         self._scaler.scale(sum(losses.values())).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
@@ -110,12 +159,20 @@ class TrainStep(SimpleTrainer):
 
 
 def build_train_step(
-    cfg: CfgNode, model: nn.Module, loader: Iterable[Sequence], optimizer: torch.optim.Optimizer
+    cfg: CfgNode,
+    model: nn.Module,
+    loader: Iterable[Sequence],
+    optimizer: torch.optim.Optimizer,
+    last_checkpoint: Callable[[], str] = str,
 ) -> TrainStep:
-    """Build the :class:`TrainStep` for the precision of training and ``TRAIN.ACCUMULATE``.
+    """Build the :class:`TrainStep` for the precision of training, ``TRAIN.ACCUMULATE`` and ``SKIP_NONFINITE``.
+
+    Args:
+        last_checkpoint: returns the path of the newest checkpoint for an error message; "" if there is none.
 
     Raises:
         GNDetError: if the config asks for bfloat16 and the GPU does not support it.
     """
     device, dtype = torch.device(cfg.MODEL.DEVICE).type, training_precision(cfg).dtype
-    return TrainStep(model, loader, optimizer, device=device, dtype=dtype, parts=cfg.TRAIN.ACCUMULATE)
+    guard = FiniteGuard(cfg.TRAIN.SKIP_NONFINITE, last_checkpoint)
+    return TrainStep(model, loader, optimizer, device=device, dtype=dtype, parts=cfg.TRAIN.ACCUMULATE, guard=guard)

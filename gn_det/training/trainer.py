@@ -1,10 +1,11 @@
 """Trainer based on detectron2's DefaultTrainer, and functions to train or evaluate a config."""
 
 import logging
+import signal
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from detectron2.config import CfgNode
@@ -19,6 +20,7 @@ from torch import nn
 from ..acceleration.inference import apply_model_options
 from ..acceleration.training import apply_training_options
 from ..checkpoint.checkpointer import build_checkpointer
+from ..checkpoint.saving import FINAL_FILE
 from ..checkpoint.uri import find_weights
 from ..config.checks import check_training_options
 from ..data.mapper import Mapper
@@ -29,9 +31,16 @@ from ..evaluation.records import Weights, past_values, weights_of
 from ..metrics import storage_key
 from ..modeling.norm import is_norm
 from .ema import EMA
+from .guards.disk import tolerant
+from .guards.hooks import Evaluation, StopOnSignal, save_now
+from .guards.run import guarded, guarded_evaluation
+from .guards.signals import Interrupted, Stopped, ignore_signals_in_workers, start_worker
 from .hooks import BestCheckpoint, EarlyStop, EarlyStopped, ReadMetrics, show_predictions
+from .loader import TrainLoader
 from .overview import count_objects, describe_norms, format_overview
 from .progress import ProgressBar, on_terminal
+from .resume import DataOrder, with_max_iter
+from .seeds import SeedIterations, run_seed
 from .solver import build_optimizer
 from .step import build_train_step
 from .wandb_writer import WandbWriter
@@ -56,17 +65,21 @@ class Trainer(DefaultTrainer):
         apply_training_options(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
+        ignore_signals_in_workers(loader)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
+        parallel = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
+        # After DDP has copied the initial weights of the main process, so that all processes average the same ones.
         self._ema = EMA(model, cfg.TRAIN.EMA.DECAY) if cfg.TRAIN.EMA.ENABLED else None
         # "model" in a checkpoint holds the weights that are evaluated. With EMA these are the averaged
         # weights, and the weights that are trained are saved as "raw_model".
         evaluated: nn.Module = self._ema.averaged if self._ema else model
         state: dict[str, Any] = {"raw_model": model} if self._ema else {}
-        state |= {"trainer": weakref.proxy(self)}
+        seed = loader.seed if isinstance(loader, TrainLoader) else run_seed(cfg)
+        self._order, self._seeds = DataOrder(loader, seed), SeedIterations(seed)
+        state |= {"data_order": self._order, "trainer": weakref.proxy(self)}
         self.checkpointer = build_checkpointer(cfg, evaluated, cfg.DATASETS.TRAIN, stateful=state)
-        devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
-        model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
-        self._trainer = build_train_step(cfg, model, loader, optimizer)
+        self._trainer = build_train_step(cfg, parallel, loader, optimizer, self._last_checkpoint)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
@@ -74,8 +87,9 @@ class Trainer(DefaultTrainer):
         """Return detectron2's hooks and those of the training options.
 
         The order matters. The EMA is updated before the checkpointer runs, so that a checkpoint has
-        trained and averaged weights of the same iteration. The best weights are saved after the
-        evaluation. The early stop comes last, because no hook after it would run.
+        trained and averaged weights of the same iteration. A signal ends the training after the
+        checkpointer and before an evaluation. The best weights are saved after the evaluation. The
+        early stop comes last, because no hook after it would run.
         """
         cfg, key, stop = self.cfg, storage_key(self.cfg), self.cfg.TRAIN.EARLY_STOP
         main = comm.is_main_process()
@@ -84,23 +98,49 @@ class Trainer(DefaultTrainer):
         self._stop = None
         if stop.PATIENCE:
             self._stop = EarlyStop(key, cfg.TEST.EVAL_PERIOD, stop.PATIENCE, stop.MIN_DELTA, self.checkpointer)
-        ret: list[HookBase | None] = [ReadMetrics()] if cfg.TRAIN.FEWER_SYNCS else []
+        ret: list[HookBase | None] = [self._seeds, ReadMetrics() if cfg.TRAIN.FEWER_SYNCS else None]
         if main:
             ret.append(hooks.CallbackHook(before_train=lambda trainer: trainer._log_overview()))
         for hook in super().build_hooks():
             if isinstance(hook, hooks.LRScheduler):
                 ret += [hook, self._ema]
             elif isinstance(hook, hooks.EvalHook):
-                ret += [hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate), self._best]
+                self._evaluation = Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate)
+                ret += [StopOnSignal(), self._evaluation, self._best]
             else:
                 ret.append(hook)
         ret += [hooks.PeriodicWriter([self._bar], period=1) if self._bar else None, self._stop]
         return [hook for hook in ret if hook is not None]
 
     def build_writers(self) -> list[EventWriter]:
-        """Return detectron2's writers, and the one for Weights & Biases if it is enabled."""
-        writers = super().build_writers()
+        """Return detectron2's writers, and the one for Weights & Biases if it is enabled.
+
+        A full disk does not stop the writers of ``metrics.json`` and of the TensorBoard events.
+        """
+        writers = [tolerant(writer, self.cfg.OUTPUT_DIR) for writer in super().build_writers()]
         return [WandbWriter(self.cfg), *writers] if self.cfg.TRAIN.WANDB.ENABLED else writers
+
+    def _last_checkpoint(self) -> str:
+        """Return the path of the newest checkpoint; "" if there is none."""
+        return self.checkpointer.get_checkpoint_file() if self.checkpointer.has_checkpoint() else ""
+
+    @property
+    def stop_signal(self) -> int:
+        """Number of the signal that a process has received before the last step; 0 if none. Equal in all processes."""
+        return self._trainer.stop_signal
+
+    def stop_after(self, number: int) -> NoReturn:
+        """Save a checkpoint, and end the training after the signal ``number``. All processes must call it together.
+
+        Raises:
+            Stopped: always.
+        """
+        path = save_now(self, self.checkpointer)
+        name, done = signal.Signals(number).name, self.iter + 1
+        logger.warning(
+            f"Stopped by {name} after {done} of {self.max_iter} iterations; continue from {path} with --resume."
+        )
+        raise Stopped(number)
 
     def _log_overview(self) -> None:
         counts = getattr(self.data_loader, "counts", None)
@@ -115,14 +155,18 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load the last checkpoint in ``OUTPUT_DIR`` if ``resume`` is set, otherwise ``MODEL.WEIGHTS``.
+        """Load the newest good checkpoint in ``OUTPUT_DIR`` if ``resume`` is set, otherwise ``MODEL.WEIGHTS``.
 
-        Same as detectron2's method; in addition, restores the state of EMA, best weights and early stop.
+        Same as detectron2's method; in addition, restores the state of EMA, best weights, early stop, and
+        the order of the images, and logs what differs from the checkpoint.
+
+        Raises:
+            GNDetError: as for :meth:`gn_det.checkpoint.checkpointer.Checkpointer.resume_or_load`.
         """
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        resumes = resume and self.checkpointer.has_checkpoint()
+        resumes = bool(self.checkpointer.resumed_from)
         if resumes:
-            self.start_iter = self.iter + 1
+            self._resume()
         else:
             _warn_about_classes(rest.get("classes"), self.checkpointer.checkpointables["classes"].names)
         if self._ema:
@@ -139,20 +183,39 @@ class Trainer(DefaultTrainer):
             cfg = self.cfg
             self._stop.restore(past_values(cfg.OUTPUT_DIR, cfg.DATASETS.TEST[0], cfg.TRAIN.METRIC, self.start_iter))
 
+    def _resume(self) -> None:
+        """Go on from the state of the training that was loaded."""
+        self.start_iter = self.iter + 1
+        self._order.resume(self.checkpointer, self.cfg, self.start_iter)
+        self._seeds.seed = self._order.seed
+        if self.start_iter >= self.max_iter:
+            # Result records and model_best.pth take the number of iterations from here.
+            self.max_iter, self.cfg = self.start_iter, with_max_iter(self.cfg, self.start_iter)
+
     def train(self) -> dict | None:
         """Train until ``SOLVER.MAX_ITER`` or an early stop. Same as detectron2's method otherwise.
 
         Returns:
             The results of the last evaluation (see :meth:`test`) if ``TEST.EXPECTED_RESULTS`` is set,
             otherwise None.
+
+        Raises:
+            Stopped: a process has received a signal.
+            GNDetError: a loss or gradient is not finite.
         """
         if self._stop and (reason := self._stop.reason_to_stop()):
             logger.warning(f"This run has stopped early: {reason}. Raise TRAIN.EARLY_STOP.PATIENCE to continue it.")
             return None
+        if self.checkpointer.resumed_from not in ("", FINAL_FILE) and self.start_iter == self.max_iter:
+            self.checkpointer.save("model_final", iteration=self.iter)  # the run was killed before that
         try:
-            return super().train()
+            results = super().train()
         except EarlyStopped:
             return None
+        if number := self._evaluation.interrupted:
+            logger.warning(f"{signal.Signals(number).name} has stopped the evaluation; --resume evaluates again.")
+            raise Stopped(number)
+        return results
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -166,7 +229,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        """Build detectron2's training loader, with an attribute ``counts`` for the overview.
+        """Build the training loader, with an attribute ``counts`` for the overview.
 
         ``counts`` are the :class:`gn_det.training.overview.Counts` of the training set, including the
         images without objects, which the loader leaves out. It is None in processes other than the
@@ -175,18 +238,22 @@ class Trainer(DefaultTrainer):
         Raises:
             GNDetError: if no training image has an object, or an image is outside its image folder.
         """
-        mapper = Mapper(cfg, is_train=True)
-        rows = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
-        if isinstance(rows, list):
-            check_file_names(cfg.DATASETS.TRAIN, rows)
-        if cfg.MODEL.KEYPOINT_ON or not isinstance(rows, list):
-            return build_detection_train_loader(cfg, mapper=mapper)  # also leaves out images with too few keypoints
+        names, leaves_out = cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        if cfg.MODEL.KEYPOINT_ON:
+            keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            rows = get_detection_dataset_dicts(names, leaves_out, keypoints)
+            check_file_names(names, rows)
+            return TrainLoader(cfg, rows, worker_init_fn=start_worker)
+        rows = get_detection_dataset_dicts(names, filter_empty=False)
+        if not isinstance(rows, list):
+            return build_detection_train_loader(cfg, mapper=Mapper(cfg, is_train=True))
+        check_file_names(names, rows)
         counts = count_objects(rows) if comm.is_main_process() else None
-        if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in rows[0]:
+        if leaves_out and "annotations" in rows[0]:
             rows = filter_images_with_only_crowd_annotations(rows)
         if not rows:
-            raise GNDetError(f"No image of {', '.join(cfg.DATASETS.TRAIN)} has an object to train on.")
-        loader = build_detection_train_loader(cfg, dataset=rows, mapper=mapper)
+            raise GNDetError(f"No image of {', '.join(names)} has an object to train on.")
+        loader = TrainLoader(cfg, rows, worker_init_fn=start_worker)
         loader.counts = counts
         return loader
 
@@ -200,12 +267,14 @@ class Trainer(DefaultTrainer):
         rows = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         if isinstance(rows, list):
             check_file_names([dataset_name], rows)
-        return build_detection_test_loader(
+        loader = build_detection_test_loader(
             rows,
             mapper=Mapper(cfg, is_train=False),
             batch_size=cfg.INFERENCE.BATCH_SIZE,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
+        ignore_signals_in_workers(loader)
+        return loader
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> evaluation.COCOEvaluator:
@@ -235,7 +304,10 @@ class Trainer(DefaultTrainer):
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             loader = cls.build_test_loader(cfg, name)
-            results[name] = evaluation.evaluate(cfg, model, name, loader, _trained_iterations(cfg), weights)
+            with guarded_evaluation() as callbacks:
+                results[name] = evaluation.evaluate(
+                    cfg, model, name, loader, _trained_iterations(cfg), weights, callbacks
+                )
         return results.popitem()[1] if len(results) == 1 else results
 
 
@@ -281,15 +353,16 @@ def train(cfg: CfgNode, resume: bool = False, accept: Callable[[], object] | Non
     Returns:
         The results of the last evaluation, see :meth:`Trainer.test`; empty if nothing was evaluated.
     """
-    trainer = Trainer(cfg)
-    if resume and not trainer.checkpointer.has_checkpoint():
-        start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
-        logger.warning(f"--resume: {cfg.OUTPUT_DIR} holds no checkpoint, so training begins {start}.")
-    trainer.resume_or_load(resume=resume)
-    if accept:
-        accept()
-    trainer.train()
-    return getattr(trainer, "_last_eval_results", {})
+    with guarded(cfg):
+        trainer = Trainer(cfg)
+        if resume and not trainer.checkpointer.has_checkpoint():
+            start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
+            logger.warning(f"--resume: {cfg.OUTPUT_DIR} holds no checkpoint, so training begins {start}.")
+        trainer.resume_or_load(resume=resume)
+        if accept:
+            accept()
+        trainer.train()
+        return getattr(trainer, "_last_eval_results", {})
 
 
 def evaluate_only(
@@ -306,7 +379,17 @@ def evaluate_only(
 
     Raises:
         GNDetError: if the weights cannot be read, do not fit the model, or were trained for other classes.
+        Stopped: a process has received a signal.
     """
+    with guarded(cfg):
+        try:
+            return _evaluate_only(cfg, resume, accept)
+        except Interrupted as error:
+            logger.warning(f"{signal.Signals(error.number).name} has stopped the evaluation, which has no result.")
+            raise Stopped(error.number) from None
+
+
+def _evaluate_only(cfg: CfgNode, resume: bool, accept: Callable[[Weights | None], CfgNode] | None) -> dict:
     model = apply_model_options(cfg, build_and_log_model(cfg))
     checkpointer = build_checkpointer(cfg, model, cfg.DATASETS.TEST, trains=False)
     rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)

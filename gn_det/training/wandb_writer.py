@@ -9,6 +9,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from ..checkpoint.newest import has_checkpoints
 from ..errors import GNDetError
 from .hooks import EarlyStopped
 
@@ -35,7 +36,7 @@ class WandbWriter(EventWriter):
 
         folder = Path(cfg.OUTPUT_DIR)
         id_file = folder / _ID_FILE
-        resumes = id_file.is_file() and (folder / "last_checkpoint").is_file()
+        resumes = id_file.is_file() and has_checkpoints(folder)
         try:
             self._run = wandb.init(
                 project=cfg.TRAIN.WANDB.PROJECT or None,

@@ -8,7 +8,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from gn_det.checkpoint.fit import compare, find_problem, is_learned, not_finite, part_of, report
+from gn_det.checkpoint.fit import compare, find_problem, is_learned, part_of, report
 from gn_det.config.files import load_config
 from gn_det.modeling.norm import NORM_KEYS
 from helpers.configs import SMALL
@@ -161,16 +161,6 @@ def test_tensors_that_are_not_learned_are_not_compared():
     without = {n: v for n, v in trained_bn().items() if "num_batches_tracked" not in n}
     assert len(without) < len(trained_bn()) and problem(without, "BN", complete=True) is None
     assert is_learned("backbone.bottom_up.stem.conv1.norm.running_mean") and not is_learned("a.num_batches_tracked")
-
-
-def test_values_that_are_not_finite_are_found():
-    values = {
-        "a": torch.tensor([1.0, float("nan")]),
-        "b": torch.tensor([float("-inf")]),
-        "c": torch.ones(2),
-        "d": torch.tensor(3),
-    }
-    assert not_finite(values) == ["a", "b"]
 
 
 def test_the_report_counts_tensors_by_part():

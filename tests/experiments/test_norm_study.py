@@ -127,7 +127,7 @@ def test_study_trains_missing_variants_and_records_divergence(tmp_path, own_data
     record = json.loads(study.result_file(study.variants[0]).read_text())
     assert "diverged" in record and record["box"] is None
     assert record["variant"] == {"norm": "LN", "batch": 1, "seed": 1}
-    assert "[1/1] LN, batch 1, seed 1: diverged (" in lines[0]
+    assert "[1/1] LN, batch 1, seed 1: diverged at iteration 1 (" in lines[0]
 
     assert study.run(log=lines.append) == [] and lines[1:] == ["1 of 1 trainings are already done."]
     table, picture = study.report()

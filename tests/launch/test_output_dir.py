@@ -5,12 +5,12 @@ import json
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from gn_det.checkpoint.newest import has_checkpoints
 from gn_det.config.files import load_config
 from gn_det.data import shapes
 from gn_det.data.coco import register_coco_json
 from gn_det.evaluation.run_folder import read_datasets
 from gn_det.launch.output_dir import (
-    has_checkpoint,
     is_trained,
     is_training,
     leftovers_in,
@@ -37,7 +37,7 @@ def test_files_of_a_training_are_recognized(tmp_path, files, checkpoint, trained
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
-    assert (has_checkpoint(tmp_path), is_trained(tmp_path), is_training(tmp_path)) == (checkpoint, trained, training)
+    assert (has_checkpoints(tmp_path), is_trained(tmp_path), is_training(tmp_path)) == (checkpoint, trained, training)
 
 
 def test_training_without_a_checkpoint_is_recognized_by_its_metrics(tmp_path):

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
@@ -185,3 +186,18 @@ def test_overview_fits_80_columns(overview_lines, classes):
     opts = ["TRAIN.EMA.ENABLED", True, "TRAIN.BEST", True, "TRAIN.EARLY_STOP.PATIENCE", 5, "TEST.EVAL_PERIOD", 500]
     lines = overview_lines(dataset, dataset, classes, *opts)
     assert max(map(len, lines)) < 80 and len(lines) < 45
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("MODEL.DEVICE", "cpu"), ""),
+        ((), "GPU.MIXED_PRECISION True trains in half precision"),
+        (("GPU.MIXED_PRECISION", True), "MODEL.GN.IGNORE_PADDING False normalizes"),
+        (("GPU.MIXED_PRECISION", True, "SOLVER.IMS_PER_BATCH", 1), ""),
+    ],
+)
+def test_what_may_be_faster_on_a_gpu_is_said(overview_lines, monkeypatch, options, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    text = " ".join(" ".join(overview_lines(records([0]), (), 3, *options)).split())
+    assert (expected in text) if expected else ("MIXED_PRECISION" not in text and "IGNORE_PADDING" not in text)

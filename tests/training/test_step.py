@@ -11,7 +11,9 @@ from torch import nn
 
 from gn_det import GNDetError
 from gn_det.config.files import load_config
+from gn_det.training.guards.finite import FiniteGuard
 from gn_det.training.step import TrainStep, build_train_step
+from helpers.errors import error_sentence
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(3, 8, 2, generator=GENERATOR, dtype=torch.float64)  # iterations, images, inputs
@@ -95,17 +97,103 @@ def test_gradients_are_exchanged_only_with_the_last_part():
     assert step.model.synced == 2 * [False, False, False, True]
 
 
-def test_infinite_loss_raises_before_the_optimizer_step():
-    step = make(parts=2)
-    rows = next(batches())
-    rows[6][0].fill_(torch.inf)
-    try:
-        step.data_loader = [rows]
-        with pytest.raises(FloatingPointError, match="Loss became infinite or NaN"):
-            step.train(0, 1)
-    finally:
-        rows[6][0].copy_(torch.zeros(2))
-    assert torch.equal(step.model.w, Linear().w)
+class Broken(Linear):
+    """Linear whose losses or gradients are NaN or infinite in some calls.
+
+    Args:
+        faults: for each call, "loss", "gradient", "proposals" (as detectron2's RPN raises it) or "".
+    """
+
+    def __init__(self, *faults: str):
+        super().__init__()
+        self.faults = iter(faults)
+
+    def forward(self, images):
+        losses = super().forward(images)
+        fault = next(self.faults, "")
+        if fault == "proposals":
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN. Training has diverged.")
+        if fault == "loss":
+            losses["loss_a"] = losses["loss_a"] + torch.inf  # the gradient stays finite
+        if fault == "gradient":  # of the square root at 0
+            losses["loss_a"] = losses["loss_a"] + (0 * self.w).abs().sum().sqrt()
+        return losses
+
+
+def named_batches():
+    """Batches with the file names that detectron2's loader gives."""
+
+    class Row(dict):
+        def __iter__(self):
+            return iter(self["row"])
+
+    for number, rows in enumerate(batches()):
+        yield [Row(row=row, file_name=f"{number}-{index}.jpg") for index, row in enumerate(rows)]
+
+
+def make_broken(*faults: str, skip: int = 0, **options) -> TrainStep:
+    model = Broken(*faults)
+    guard = FiniteGuard(skip, lambda: "out/model_0000002.pth")
+    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9)
+    return TrainStep(model, named_batches(), optimizer, guard=guard, **options)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("loss", "a loss that is not finite (loss_a inf, loss_b "),
+        ("gradient", "a gradient that is NaN or infinite, with the images 1-0.jpg, 1-1.jpg,"),
+        ("proposals", "an error in the forward pass (Predicted boxes or scores contain Inf/NaN."),
+    ],
+)
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("last", [False, True], ids=["within the training", "in the last iteration"])
+def test_a_value_that_is_not_finite_raises_before_the_optimizer_step(fault, said, parts, last):
+    step = make_broken(*[""] * parts, *[""] * (parts - 1), fault, parts=parts)
+    sentence = error_sentence(step.train, 0, 2 if last else 4)
+    assert said in sentence and "iteration=1" in sentence and "out/model_0000002.pth with --resume" in sentence
+    assert "1-0.jpg" in sentence and "1-7.jpg" in sentence and "0-0.jpg" not in sentence
+    assert torch.allclose(step.model.w[0], closed_form(1)[0], rtol=1e-12)
+    assert step.storage.history("total_loss").values()[-1][1] == 0
+
+
+@pytest.mark.parametrize("fault", ["loss", "gradient", "proposals"])
+def test_batches_that_are_not_finite_can_be_skipped(fault, caplog):
+    step = make_broken("", fault, fault, skip=2)
+    step.train(0, 3)
+    assert torch.allclose(step.model.w[0], closed_form(1)[0], rtol=1e-12) and step._guard.skipped == 2
+    assert [f"iteration {n}, because of" in caplog.messages[-2:][n - 1] for n in (1, 2)] == [True, True]
+    assert "2-0.jpg" in caplog.messages[-1] and "(number 2 of at most 2, TRAIN.SKIP_NONFINITE)" in caplog.messages[-1]
+    step = make_broken(fault, fault, fault, skip=2)
+    assert "iteration=2" in error_sentence(step.train, 0, 4) and torch.equal(step.model.w, Linear().w)
+
+
+def test_a_batch_that_spoils_running_statistics_is_not_skipped():
+    step = make_broken("loss", skip=2)
+    step.model.register_buffer("running_mean", torch.tensor([torch.nan]))
+    assert "iteration=0" in error_sentence(step.train, 0, 1)
+
+
+def test_float16_stops_if_gradients_are_never_finite():
+    step = make(Steep(torch.nan), dtype=torch.float16)
+    step.model.forward = lambda images: (step.model.w * 0).abs().sqrt().sum()
+    sentence = error_sentence(step.train, 0, 100)
+    assert "iteration=16" in sentence and "gradient" in sentence and step.model.w.item() == 1
+
+
+def test_at_most_one_transfer_from_the_device(monkeypatch):
+    transfers = []
+    for name in ("item", "tolist", "cpu", "__bool__", "__float__"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, name=name, original=original):
+            transfers.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    monkeypatch.setattr(SimpleTrainer, "write_metrics", lambda *args: None)  # it reads values that are on the host
+    make(dtype=torch.float16, model=Steep(1.0)).train(0, 3)
+    assert transfers == 3 * ["tolist"]
 
 
 @pytest.mark.parametrize("parts", [1, 4])

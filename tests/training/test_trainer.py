@@ -15,6 +15,7 @@ from torch import nn
 from gn_det import GNDetError
 from gn_det.config.files import load_config
 from gn_det.evaluation.records import write_record
+from gn_det.training.guards.hooks import Evaluation, StopOnSignal
 from gn_det.training.hooks import BestCheckpoint, EarlyStop, ReadMetrics
 from gn_det.training.trainer import Trainer, _trained_iterations
 from helpers.terminal import Terminal
@@ -326,7 +327,7 @@ def test_all_processes_stop_when_the_main_process_stops(make, monkeypatch):
         "all_gather",
         lambda reason: gathered.append(reason) or ["the reason of the main process" * (len(gathered) > 2), reason],
     )
-    make(*STOP, values={iteration: float(iteration) for iteration in range(2, 21, 2)}).train()
+    make(*STOP, "SEED", 1, values={iteration: float(iteration) for iteration in range(2, 21, 2)}).train()
     assert Tiny.evaluated[-1][0] == 4  # gathered once before training, and then only after each evaluation
     assert gathered == ["", "", ""]
 
@@ -339,7 +340,8 @@ def test_evaluation_period_that_scaling_reduced_to_0_is_refused(make, monkeypatc
 
 def test_hooks_are_in_the_right_order(make):
     kinds = [type(hook) for hook in make(*EMA, *BEST, *STOP)._hooks]
-    known = [type(make(*EMA)._ema), hooks.PeriodicCheckpointer, hooks.EvalHook, BestCheckpoint, hooks.PeriodicWriter]
+    known = [type(make(*EMA)._ema), hooks.PeriodicCheckpointer, StopOnSignal, Evaluation, BestCheckpoint]
+    known.append(hooks.PeriodicWriter)
     assert [kind for kind in kinds if kind in (*known, EarlyStop)] == [*known, EarlyStop] and kinds[-1] is EarlyStop
 
 
@@ -368,4 +370,4 @@ def test_train_loader_counts_images_before_it_leaves_some_out(make):
     DatasetCatalog.remove("tiny")
     DatasetCatalog.register("tiny", lambda: rows)
     loader = Trainer.build_train_loader(cfg)
-    assert loader.counts.images == 2 and loader.counts.empty == 1 and len(loader.dataset.dataset.dataset) == 1
+    assert loader.counts.images == 2 and loader.counts.empty == 1 and loader.images == 1
