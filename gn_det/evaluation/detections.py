@@ -175,8 +175,9 @@ def check_detections(
 
 def _type_hint(value: object, known: Container) -> str:
     """Return a clause if the value is known as text instead of a number, or as a number instead of text."""
-    other: Any = int(value) if isinstance(value, str) and value.isdecimal() else str(value)
-    return f" (they have {other!r})" if other in known else ""
+    if isinstance(value, str):
+        return f" (they have the number {value})" if value[:18].isdecimal() and int(value[:18]) in known else ""
+    return f" (they have the text {str(value)!r})" if str(value) in known else ""
 
 
 def _find_images(rows: Sequence[dict], images: Mapping[Any, dict], path: str | Path) -> list[dict]:
@@ -236,7 +237,7 @@ def check_finite(rows: Sequence[dict]) -> None:
     for key, where in (("score", "score"), ("bbox", "box")):
         if not np.isfinite([row[key] for row in rows if key in row]).all():
             bad = next(row for row in rows if key in row and not np.isfinite(row[key]).all())
-            raise _not_finite(where, f"image {bad['image_id']!r}")
+            raise not_finite(where, [bad])
 
 
 def check_instances(instances: Instances, image: Mapping) -> None:
@@ -251,11 +252,18 @@ def check_instances(instances: Instances, image: Mapping) -> None:
     """
     for where, values in (("score", instances.scores), ("box", instances.pred_boxes.tensor)):
         if not values.isfinite().all():
-            raise _not_finite(where, f"image {image.get('file_name') or image.get('image_id')}")
+            raise not_finite(where, [image])
 
 
-def _not_finite(where: str, image: str) -> GNDetError:
+def not_finite(where: str, images: Sequence[Mapping]) -> GNDetError:
+    """Return the error for values of a model that are NaN or infinite.
+
+    Args:
+        where: what is not finite, such as "box".
+        images: the images of the batch, dicts with ``file_name`` or ``image_id``.
+    """
+    names = ", ".join(str(image.get("file_name") or image.get("image_id")) for image in images)
     return GNDetError(
-        f"The model predicts a {where} that is not finite (NaN or Inf) on {image}, so AP cannot be computed: use weights "
+        f"The model predicts a {where} that is not finite (NaN or Inf) on {names}, so AP cannot be computed: use weights "
         "from before the training diverged, or INFERENCE.DTYPE float32 and GPU.MIXED_PRECISION False."
     )

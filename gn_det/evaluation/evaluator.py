@@ -29,6 +29,7 @@ from ..metrics import METRICS, RECALLS
 from . import fast_coco
 from .detections import check_detections, check_finite, check_instances, read_detections
 from .fast_coco import split_masks
+from .finite_outputs import finite_outputs
 from .hotcoco_data import SHAPE_KEYS
 from .records import Weights, format_table, make_record, write_record
 
@@ -198,7 +199,7 @@ def evaluate(
     if cfg.INFERENCE.PREFETCH and device.type == "cuda":
         loader = Prefetcher(loader, device)
     model = without_pasting(model, cfg.INFERENCE.PASTE_ON_HOST)
-    with precision(cfg):
+    with precision(cfg), finite_outputs(model):
         results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks | timed)
     if not comm.is_main_process():
         return {}

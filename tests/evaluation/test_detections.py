@@ -89,7 +89,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 UNFIT = {
     "unknown image": (row(image_id=9), "image_id 9, which is not in the annotations; pass"),
-    "id as text": (row(image_id="7"), "image_id '7', which is not in the annotations (they have 7); pass"),
+    "id as text": (row(image_id="7"), "image_id '7', which is not in the annotations (they have the number 7); pass"),
     "unknown category": (row(category_id=4), "category_id 4, which is not in the annotations"),
     "mask of another image": (
         row(image_id=8),
@@ -109,6 +109,11 @@ UNFIT = {
 def test_rows_that_do_not_fit_the_annotations_are_refused(case):
     bad, problem = UNFIT[case]
     assert problem in error_sentence(check_detections, [row(), bad], IMAGES, {1: 0}, "found.json")
+
+
+def test_an_id_that_the_annotations_have_as_text_is_named():
+    sentence = error_sentence(check_detections, [row()], {"7": IMAGES[7]}, {1}, "found.json")
+    assert "image_id 7, which is not in the annotations (they have the text '7'); pass" in sentence
 
 
 def test_a_file_name_of_several_images_is_refused():
