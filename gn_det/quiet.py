@@ -1,7 +1,10 @@
-"""Silence PyTorch's warnings about detectron2's code, because a user cannot act on them."""
+"""Silence PyTorch's warnings about detectron2's code, and let any name be printed on any console."""
 
 import contextlib
+import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -11,6 +14,17 @@ def silence_detectron2() -> None:
     warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)
     warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+def escape_unencodable() -> None:
+    r"""Print letters that the console cannot encode as ``\u4e2d`` in the rest of this process and in its children.
+
+    Otherwise a name of a file or class in another script would end a command with a UnicodeEncodeError.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            os.environ["PYTHONIOENCODING"] = f"{stream.encoding}:backslashreplace"
 
 
 @contextlib.contextmanager

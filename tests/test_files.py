@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from gn_det.errors import GNDetError
-from gn_det.evaluation.evaluator import read_detections
+from gn_det.evaluation.detections import read_detections
 from gn_det.evaluation.records import read_record
 from gn_det.files import read_json, replacing, save_json, save_text
 from helpers.errors import error_sentence

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config.files import load_config, parse_config
 from ..errors import GNDetError
 from ..zoo import index as zoo
-from .convert import convert, place
+from .convert import convert, place, plain_names
 from .finite import not_finite
 from .fit import LEAVES_RANDOM, Fit, Problem, compare, find_problem, quantized, report
 from .load import notes_in, read_error, read_file
@@ -169,7 +169,7 @@ class Checkpointer(DetectionCheckpointer):
                 "MODEL.WEIGHTS to it and use another OUTPUT_DIR."
             )
         state = self.model.state_dict()
-        weights, origin = checkpoint["model"], ""
+        weights, origin = self._without_prefixes(checkpoint["model"], state), ""
         if not any(name in state for name in weights):
             converted = convert(weights)
             leftover = {name: weights[name] for name in converted.leftover}
@@ -191,6 +191,15 @@ class Checkpointer(DetectionCheckpointer):
         self._log_fit(fit, origin)
         checkpoint["model"] = {n: v for n, v in weights.items() if n in state and v.shape == state[n].shape}
         return super()._load_model(checkpoint)
+
+    def _without_prefixes(self, weights: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights without the prefixes of wrapped models, unless the model has such names itself."""
+        names = plain_names(weights)
+        if not weights or weights.keys() == names.keys() or plain_names(state).keys() != state.keys():
+            return weights
+        plain, name = next((plain, name) for plain, name in names.items() if plain != name)
+        logger.info(f"The names in {self._weights_name} have prefixes of wrapped models: {name} is read as {plain}.")
+        return {plain: weights[name] for plain, name in names.items()}
 
     def _log_incompatible_keys(self, incompatible: object) -> None:
         """Do nothing: :meth:`_log_fit` reports missing and unexpected tensors."""

@@ -11,6 +11,7 @@ from .mapping import Converted, KeyMap, any_starts, apply
 
 ORIGIN = "detectron2"
 _STEM = "stem.conv1.weight"
+_PREFIXES = ("module.", "model.")
 # Names by which an origin is recognized. They are tried in this order: each pattern matches no
 # names of the origins below.
 _ORIGIN_PATTERNS = (
@@ -30,7 +31,7 @@ def origin_of(names: Iterable[str]) -> str:
     Raises:
         GNDetError: the names are of no known project.
     """
-    names = _strip_module(names)
+    names = plain_names(names)
     for origin, pattern in _ORIGIN_PATTERNS:
         if any(re.fullmatch(pattern, name) for name in names):
             return origin
@@ -44,12 +45,12 @@ def convert(weights: Mapping[str, Tensor]) -> Converted:
     """Convert weights of Detectron, mmdetection, torchvision, timm or detectron2 to detectron2's names.
 
     Args:
-        weights: {name: tensor}, with or without the prefix ``module.`` of a parallel model.
+        weights: {name: tensor}, with or without the prefixes of :func:`plain_names`.
 
     Raises:
         GNDetError: the names are of no known project, or a tensor has an impossible shape.
     """
-    origin, original_names = origin_of(weights), _strip_module(weights)
+    origin, original_names = origin_of(weights), plain_names(weights)
     weights = {name: weights[original] for name, original in original_names.items()}
     if origin == detectron.ORIGIN:
         result = detectron.from_detectron(weights)
@@ -70,14 +71,18 @@ def convert(weights: Mapping[str, Tensor]) -> Converted:
     )
 
 
-def _strip_module(names: Iterable[str]) -> dict[str, str]:
-    """Return {name without the prefix ``module.``: name}.
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Return {name without the prefixes of wrapped models: name}.
 
-    The prefix, which a parallel model adds, is removed only if all names have it.
+    ``_orig_mod.``, which ``torch.compile`` adds to a module, is removed everywhere. ``module.`` (parallel models) and
+    ``model.`` (Lightning) are removed at the start, in any order, if all names have them.
     """
     names = list(names)
-    prefix = "module." if names and all(name.startswith("module.") for name in names) else ""
-    return {name.removeprefix(prefix): name for name in names}
+    plain = [name.replace("_orig_mod.", "") for name in names]
+    while prefix := next((p for p in _PREFIXES if plain and all(name.startswith(p) for name in plain)), ""):
+        plain = [name.removeprefix(prefix) for name in plain]
+    unique = len(set(plain)) == len(names)
+    return dict(zip(plain if unique else names, names, strict=True))
 
 
 def _why_dropped(name: str) -> str:

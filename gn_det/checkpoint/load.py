@@ -18,9 +18,9 @@ from ..zoo import index as zoo
 from .pickles import STAND_INS, load_pickle, one_line
 from .safetensors_io import read_metadata, read_safetensors
 
-# The keys under which files store their weights: detectron2 and gn_det; mmdetection and most
-# training scripts; pycls; Detectron.
-_WEIGHT_KEYS = ("model", "state_dict", "model_state", "blobs")
+# The keys under which files store their weights: detectron2 and gn_det; mmdetection, Lightning and most
+# training scripts; PyTorch's tutorials; pycls; Detectron; other training scripts.
+_WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "blobs", "net")
 _MAX_EXPANDED_ELEMENTS = 2**28  # of a tensor whose shape has more values than the file stores: 1 GB of float32
 
 _Item = TypeVar("_Item")

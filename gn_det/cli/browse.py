@@ -171,10 +171,10 @@ def _title(row: dict, sample: dict, caption: str) -> str:
 
 def _draw(sample: dict, classes: list[str], image_format: str, scale: float) -> np.ndarray:
     """Return the image with boxes, masks, and class names, one color per class: (H, W, 3), RGB, uint8."""
-    from detectron2.utils.visualizer import Visualizer
+    from ..drawing.instances import LabelVisualizer
 
     image = convert_image_to_rgb(sample["image"].permute(1, 2, 0).numpy(), image_format)
-    canvas = Visualizer(image, scale=scale)
+    canvas = LabelVisualizer(image, scale=scale)
     instances = sample.get("instances")
     if not instances:  # None, or of length 0
         return canvas.get_output().get_image()

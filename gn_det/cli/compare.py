@@ -19,11 +19,12 @@ def cli() -> None:
     parser.add_argument(
         "--paper", nargs="+", default=[], metavar="CONFIG", help="also show the paper's results for these configs"
     )
+    parser.add_argument("--dataset", default="", metavar="NAME", help="the test set, if the runs have several")
     parser.add_argument(
         "--out", default="comparison.png", metavar="FILE", help="the picture, PNG or SVG (default: %(default)s)"
     )
     args = parser.parse_args()
-    rows, paper = load_runs(args.runs), paper_rows(args.paper)
+    rows, paper = load_runs(args.runs, args.dataset), paper_rows(args.paper)
     print(f"{runs_table(rows, paper)}\n\n{_NOTE}")
     if paper and not rows[0].records[0]["dataset"].startswith("coco_2017_val"):
         dataset = rows[0].records[0]["dataset"]

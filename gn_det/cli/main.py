@@ -22,6 +22,7 @@ COMMANDS = {
     "zoo": "list and download the pretrained weights of the model zoo",
     "convert": "convert weights of another library to detectron2's names",
     "verify": "recompute a published AP from the published detections",
+    "doctor": "show what is installed, what does not fit together, and the fix",
     "benchmark": "compare the speed and memory of gn_det and stock detectron2",
 }
 

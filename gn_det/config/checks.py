@@ -11,8 +11,10 @@ from detectron2.utils import comm
 from ..errors import GNDetError, did_you_mean
 from ..metrics import metric_names
 from ..modeling.norm import NORM_KEYS, PER_SAMPLE, check_norm, get_key
+from .consistency import check_consistency
 from .finite import check_finite
 from .graph_checks import check_cuda_graphs
+from .values import check_values
 
 # (norm key, key that names the part that reads the norm key, names of gn_det's versions of that part).
 # Only gn_det's versions support all values of the norm key.
@@ -25,7 +27,6 @@ _PARTS = (
 )
 _DEPTHS = (18, 34, 50, 101, 152)
 _ACCEPT_WEIGHTS = ("norm", "recipe", "classes", "partial")  # explained in gn_det.checkpoint.fit
-_IGNORE_PADDING = ("GeneralizedRCNN", "ProposalNetwork", "RetinaNet")
 _INFERENCE_DTYPES = ("float32", "bfloat16")
 _MAX_SEED = 2**32 - 2**16  # NumPy takes seeds below 2**32, and each process adds its rank
 
@@ -57,6 +58,8 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
         raise GNDetError(
             "MODEL.LOAD_PROPOSALS is True, but proposal files are pickles, which can run code: set it to False."
         )
+    check_values(cfg, training=not eval_only)
+    check_consistency(cfg, training=not eval_only)
     if not cfg.MODEL.WEIGHTS and not has_checkpoint:
         _check_scratch(cfg)
     if not eval_only:
@@ -148,14 +151,7 @@ def check_inference(cfg: CfgNode) -> None:
 
 def _check_padding(cfg: CfgNode) -> None:
     """Check that ``MODEL.GN.IGNORE_PADDING`` can be followed."""
-    if not cfg.MODEL.GN.IGNORE_PADDING:
-        return
-    if cfg.MODEL.META_ARCHITECTURE not in _IGNORE_PADDING:
-        raise GNDetError(
-            f"MODEL.GN.IGNORE_PADDING is True, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is none of "
-            f"{', '.join(_IGNORE_PADDING)}, which support it: set MODEL.GN.IGNORE_PADDING to False."
-        )
-    if cfg.TRAIN.COMPILE:
+    if cfg.MODEL.GN.IGNORE_PADDING and cfg.TRAIN.COMPILE:
         raise GNDetError(
             "TRAIN.COMPILE is True, but a compiled backbone cannot ignore the padding: set MODEL.GN.IGNORE_PADDING to False."
         )
@@ -212,11 +208,17 @@ def _check_solver(cfg: CfgNode) -> None:
 
 
 def _check_classes(cfg: CfgNode, name: str) -> None:
-    """Check that a dataset is registered and has ``MODEL.ROI_HEADS.NUM_CLASSES`` classes."""
+    """Check that a dataset is registered, is of COCO's kind and has ``MODEL.ROI_HEADS.NUM_CLASSES`` classes."""
     if name not in DatasetCatalog:
         hint = did_you_mean(name, DatasetCatalog.list())
         raise GNDetError(
             f"There is no dataset {name!r}{hint}; to use your own data, pass --train-json and --train-images."
+        )
+    kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
+    if kind != "coco":
+        raise GNDetError(
+            f"The dataset {name} has the metrics of {kind}, and gn_det computes only COCO's AP of boxes and masks: "
+            "convert its annotations to COCO format, and pass them with --train-json and --val-json."
         )
     classes = MetadataCatalog.get(name).get("thing_classes")
     if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:

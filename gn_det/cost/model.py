@@ -195,8 +195,6 @@ def _build(cfg: CfgNode) -> nn.Module:
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.DATASETS.TEST = "cpu", ()
     check_config(cfg, has_checkpoint=True, eval_only=True)
-    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        raise GNDetError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; it must be GeneralizedRCNN.")
     with quiet():
         return build_model(cfg)
 

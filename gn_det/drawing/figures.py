@@ -1,11 +1,13 @@
 """Define colors that people with color blindness can distinguish, and save figures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import GNDetError
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # The colors of Okabe and Ito, and gray.
@@ -28,3 +30,13 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise GNDetError(f"The figure {path} cannot be written: {error}.") from None
+
+
+def label_rows(axes: "Axes", names: Sequence[str]) -> None:
+    """Write names beside the rows 0, 1, ... of a figure. They may be in any script, and ``$`` does not begin a formula."""
+    from .fonts import with_fonts
+
+    texts = [with_fonts(name) for name in names]
+    axes.set_yticks(range(len(names)), [text for text, _ in texts], parse_math=False)
+    for label, (_, families) in zip(axes.get_yticklabels(), texts, strict=True):
+        label.set_fontfamily(families)

@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image, ImageDraw
 
 from ..images import read_image
+from .fonts import image_font, with_fonts
 from .names import picture_names
 
 _MIN_SIDE = 480  # pixels; images with a shorter side are enlarged, so that names can be read
@@ -79,7 +80,8 @@ class LabelVisualizer(Visualizer):
         points = self._text_height * 72 / self.output.dpi
         ink = "black" if np.dot(color, (0.299, 0.587, 0.114)) > 0.5 else "white"
         background = {"facecolor": color, "alpha": 0.85, "pad": points / 8, "edgecolor": "none"}
-        style = {"size": points, "family": "sans-serif", "color": ink, "bbox": background}
+        text, families = with_fonts(text)
+        style = {"size": points, "family": families, "color": ink, "bbox": background}
         label = self.output.ax.text(0, 0, text, va="top", zorder=10, parse_math=False, **style)
         extent = label.get_window_extent(self.output.canvas.get_renderer())
         pad = points / 4 * self.output.dpi / 72
@@ -225,6 +227,6 @@ def contact_sheet(images: list[np.ndarray], titles: list[str], columns: int, wid
     draw = ImageDraw.Draw(sheet)
     for number, (image, title) in enumerate(zip(scaled, titles, strict=True)):
         left, top = number % columns * (width + gap), sum(heights[: number // columns])
-        draw.text((left + 4, top + 3), title, fill="black", font_size=15)
+        draw.text((left + 4, top + 3), title, fill="black", font=image_font(title, 15))
         sheet.paste(image, (left, top + title_height))
     return sheet

@@ -15,8 +15,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from ..data.identity import describe_identity, read_identities, read_identity
-from ..drawing.figures import BLUE, save_figure
-from ..errors import GNDetError
+from ..drawing.figures import BLUE, label_rows, save_figure
+from ..errors import GNDetError, did_you_mean
 from ..zoo.index import published
 from .records import read_record
 
@@ -54,7 +54,7 @@ def metric_values(records: Sequence[dict], kind: str, metric: str = "AP") -> lis
     return [value for value in found if value is not None]
 
 
-def load_runs(paths: Sequence[str | Path]) -> list["Row"]:
+def load_runs(paths: Sequence[str | Path], dataset: str = "") -> list["Row"]:
     """Load the rows of a comparison, in the order of ``paths``.
 
     Runs that differ only in the seed share a row. They must have been trained on equal data, as far as their
@@ -63,21 +63,31 @@ def load_runs(paths: Sequence[str | Path]) -> list["Row"]:
     Args:
         paths: each an ``OUTPUT_DIR``, a record (JSON), or a folder of records. ``NAME=PATH`` gives
             the row a name; a path without a name never shares a row with a named one.
+        dataset: the name of the test set whose records are compared; "" if all are of one test set.
 
     Raises:
-        GNDetError: a path has no record, or the records are of different datasets.
+        GNDetError: a path has no record, or none of ``dataset``, or the records are of different datasets.
     """
     rows: dict[tuple, Row] = {}
     for text in map(str, paths):
         name, _, path = text.rpartition("=") if not Path(text).exists() else ("", "", text)
-        for record in _last_records(Path(path)):
+        for record in _of_dataset(_last_records(Path(path)), dataset, path):
             key = name, record["config_sha256"], record["iteration"], train_data_of(record)
             row = rows.setdefault(key, Row(name, []))
             if not any(_same_weights(record, other) for other in row.records):
                 row.records.append(record)
-    check_test_data([record for row in rows.values() for record in row.records])
+    remedy = "pass records on one dataset, or name it with --dataset"
+    check_test_data([record for row in rows.values() for record in row.records], remedy)
     _name_rows(list(rows.values()))
     return list(rows.values())
+
+
+def _of_dataset(records: list[dict], dataset: str, path: str) -> list[dict]:
+    found = [record for record in records if dataset in ("", record["dataset"])]
+    if not found:
+        known = sorted({record["dataset"] for record in records})
+        raise GNDetError(f"{path} has no record of an evaluation on {dataset!r}{did_you_mean(dataset, known)}.")
+    return found
 
 
 def train_data_of(record: dict) -> tuple[str, ...]:
@@ -96,8 +106,11 @@ def _same_weights(record: dict, other: dict) -> bool:
     return record == other or bool(same_results) or bool(digest and digest == other.get("weights_sha256"))
 
 
-def check_test_data(records: Sequence[dict]) -> None:
+def check_test_data(records: Sequence[dict], remedy: str = "pass records on one dataset") -> None:
     """Check that all records are on the same dataset, by content, or by name where a record has no digest.
+
+    Args:
+        remedy: the end of the error message.
 
     Raises:
         GNDetError: they are not.
@@ -113,7 +126,7 @@ def check_test_data(records: Sequence[dict]) -> None:
     if len(known) > 1:
         raise GNDetError(
             f"The records are on different datasets: {', '.join(sorted(known.values()))}, so their AP cannot be compared; "
-            "pass records on one dataset."
+            f"{remedy}."
         )
 
 
@@ -258,8 +271,9 @@ def draw_runs(rows: Sequence[Row], path: str | Path, paper: Sequence[Row] = ()) 
                 hollow = {"marker": "D", "facecolors": "none", "edgecolors": "black"} if row in paper else {}
                 axes.scatter(values, [y] * len(values), s=28, **({"color": BLUE, "alpha": 0.7} | hollow))
                 axes.plot([statistics.fmean(values)] * 2, [y - 0.3, y + 0.3], color="black", linewidth=1)
-        axes.set(xlabel=f"{kind} AP (%)", yticks=range(len(all_rows)), yticklabels=[row.name for row in all_rows])
+        axes.set(xlabel=f"{kind} AP (%)")
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    label_rows(panels[0], [row.name for row in all_rows])  # the panels share the rows
     panels[0].invert_yaxis()
     save_figure(figure, path)

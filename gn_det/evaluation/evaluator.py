@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from torch import nn
 from ..acceleration.inference import precision
 from ..acceleration.prefetch import Prefetcher
 from ..acceleration.roi_masks import without_pasting
-from ..errors import GNDetError
-from ..files import read_json
 from ..metrics import COCO_LIMIT, METRICS, RECALLS, metric_names_at
 from . import fast_coco, limits
+from .detections import check_detections, check_finite, check_instances, read_detections
 from .fast_coco import split_masks
+from .finite_outputs import finite_outputs
 from .hotcoco_data import SHAPE_KEYS
 from .records import Weights, format_table, make_record, write_record
 
@@ -59,11 +59,17 @@ class COCOEvaluator(StockCOCOEvaluator):
             self._max_dets_per_image = [*self._max_dets_per_image, limit]  # type: ignore[has-type]
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Same as detectron2's method, but encode masks with :func:`split_masks` if possible."""
+        """Same as detectron2's method, but encode masks with :func:`split_masks` if possible.
+
+        Raises:
+            GNDetError: a box or score is not finite.
+        """
         for image, output in zip(inputs, outputs, strict=True):
             masks = None
             if "instances" in output:
-                instances, masks = split_masks(output["instances"].to(self._cpu_device), self._fast)
+                instances = output["instances"].to(self._cpu_device)
+                check_instances(instances, image)
+                instances, masks = split_masks(instances, self._fast)
                 output = {**output, "instances": instances}
             super().process([image], [output])
             if masks:
@@ -74,6 +80,7 @@ class COCOEvaluator(StockCOCOEvaluator):
         """Same as detectron2's method, but with hotcoco, if it can be used."""
         limits.warn_about_objects(self._name, self._coco_api.anns.values(), self._limit)
         rows = [row for prediction in predictions for row in prediction["instances"]]
+        check_finite(rows)
         tasks = sorted(self._tasks or self._tasks_from_predictions(rows))
         indices = self._metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in self._coco_api.cats}
         category_ids = {index: category_id for category_id, index in indices.items()}
@@ -118,68 +125,17 @@ class COCOEvaluator(StockCOCOEvaluator):
         """Use detections from a file instead of the outputs of a model.
 
         Args:
-            rows: detections in COCO's result format.
+            rows: what :func:`read_detections` returned.
             path: the file that they were read from, for the error.
 
         Raises:
-            GNDetError: a detection is on an image or of a category that the dataset does not have.
+            GNDetError: see :func:`check_detections`.
         """
-        images = set(self._coco_api.getImgIds())
         classes = self._metadata.thing_dataset_id_to_contiguous_id
-        check_ids(rows, images, classes, path)
+        rows = check_detections(rows, self._coco_api.imgs, classes, path)
         self.reset()
         detections = [{**row, "category_id": classes[row["category_id"]]} for row in rows]
         self._predictions: list[dict[str, Any]] = [{"image_id": None, "instances": detections}]
-
-
-def check_ids(rows: list[dict], images: Container, classes: Container, path: str | Path) -> None:
-    """Check that all detections are on images and of categories that the annotations have.
-
-    Args:
-        rows: detections in COCO's result format.
-        images, classes: ids of the images and categories in the annotations.
-        path: the file of the detections, for the error.
-
-    Raises:
-        GNDetError: a detection is on another image or of another category.
-    """
-    for row in rows:
-        for key, known in (("image_id", images), ("category_id", classes)):
-            if row[key] not in known:
-                raise GNDetError(
-                    f"{path} has a detection with {key} {row[key]}, which is not in the annotations; pass annotations "
-                    "and detections of the same dataset."
-                )
-
-
-def read_detections(path: str | Path) -> list[dict]:
-    """Read detections from a file in COCO's result format.
-
-    Returns:
-        a dict per detection, with at least ``image_id``, ``category_id`` and a finite ``score``.
-
-    Raises:
-        GNDetError: the file cannot be read, is not in that format, or has a score or box that is
-            not finite.
-    """
-    rows = read_json(path, f"The detections {path}")
-    keys = {"image_id", "category_id", "score"}
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= row.keys() for row in rows):
-        raise GNDetError(
-            f"{path} is not in COCO's result format; it must be a list of objects with {', '.join(sorted(keys))}."
-        )
-    for key, numbers in (("score", lambda score: [score]), ("bbox", lambda box: box)):
-        if bad := sum(key in row and not _are_finite(numbers(row[key])) for row in rows):
-            # The COCO API ranks a NaN score first, and a NaN box matches every object: AP is 100.
-
-            raise GNDetError(
-                f"{path} has detections whose {key} is not finite ({bad} of {len(rows)}); correct or remove them."
-            )
-    return rows
-
-
-def _are_finite(numbers: object) -> bool:
-    return isinstance(numbers, list) and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
 
 
 def evaluate_detections(dataset_name: str, path: str | Path) -> dict:
@@ -188,7 +144,7 @@ def evaluate_detections(dataset_name: str, path: str | Path) -> dict:
     If an image has more than 100 detections, AP and AR are also computed with all of them.
 
     Args:
-        path: a file in COCO's result format.
+        path: a file in COCO's result format; ``file_name`` may stand for ``image_id``.
 
     Returns:
         a dict with the keys
@@ -260,7 +216,7 @@ def evaluate(
     if cfg.INFERENCE.PREFETCH and device.type == "cuda":
         loader = Prefetcher(loader, device)
     model = without_pasting(model, cfg.INFERENCE.PASTE_ON_HOST)
-    with precision(cfg):
+    with precision(cfg), finite_outputs(model):
         results = inference_on_dataset(model, loader, build_evaluator(cfg, dataset_name), callbacks | timed)
     if not comm.is_main_process():
         return {}

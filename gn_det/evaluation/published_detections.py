@@ -12,7 +12,8 @@ from ..download.fetch import fetch
 from ..errors import GNDetError
 from ..metrics import METRICS, RECORD_KEYS
 from ..zoo import index as zoo
-from .evaluator import COCOEvaluator, read_detections
+from .detections import read_detections
+from .evaluator import COCOEvaluator
 from .hotcoco_data import SHAPE_KEYS
 
 NUM_IMAGES = 5000  # in COCO val2017, which Detectron calls coco_2014_minival
@@ -89,7 +90,7 @@ def _check(entry: zoo.Entry, task: str, path: str | Path, images: int) -> Check:
     used = rows
     if images < NUM_IMAGES:
         image_ids = {*evaluator._coco_api.getImgIds()}
-        used = [row for row in rows if row["image_id"] in image_ids]
+        used = [row for row in rows if row.get("image_id") in image_ids]
         if rows and not used:
             raise GNDetError(
                 f"{path} has no detections on any of the {images} images of the annotations; pass annotations of "

@@ -122,6 +122,13 @@ def _check_dataset_files(name: str) -> None:
 def _use_own_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Register the data of ``--train-json`` and ``--val-json``, and adapt the config to it."""
     registered = {}
+    if given := [f"--{role}-json" for role in ("train", "val") if getattr(args, f"{role}_json")]:
+        for split in ("TRAIN", "TEST"):
+            if f"DATASETS.{split}" in args.opts and cfg.DATASETS[split]:
+                raise GNDetError(
+                    f"DATASETS.{split} and {given[0]} are both given, but your own data replace the datasets of the config: "
+                    "pass --train-json and --val-json, or DATASETS.TRAIN and DATASETS.TEST."
+                )
     for role, split in (("train", "TRAIN"), ("val", "TEST")):
         json_file, images = getattr(args, f"{role}_json"), getattr(args, f"{role}_images")
         if bool(json_file) != bool(images):

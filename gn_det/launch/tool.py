@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from ..errors import EXIT_CODE, GNDetError, sentence_of
+from ..quiet import escape_unencodable
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -13,6 +14,7 @@ def run_tool(main: Callable[[], None]) -> None:
     A GNDetError is printed to stderr as one sentence, and the exit code is 2. After Ctrl-C the exit
     code is 130. The processes of a run print their errors themselves (:mod:`gn_det.launch.processes`).
     """
+    escape_unencodable()
     try:
         main()
     except GNDetError as error:

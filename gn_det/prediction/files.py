@@ -84,7 +84,8 @@ def predict_files(
         raise GNDetError(f"The file {json_file} already exists; choose another file for the detections, or remove it.")
     tally = Tally()
     files = _find_inputs(inputs, tally)
-    videos = [file for file in files if Path(file).suffix.lower() in _VIDEO_SUFFIXES]
+    is_video = {file: os.path.splitext(file)[1].lower() in _VIDEO_SUFFIXES for file in files}
+    videos = [file for file in files if is_video[file]]
     if (folder or videos) and not importlib.util.find_spec("cv2"):
         raise GNDetError(
             "OpenCV is needed to draw pictures and to read videos: pip install opencv-python-headless, or pass only "
@@ -92,7 +93,7 @@ def predict_files(
         )
     outputs = _output_paths(files, folder) if folder else {}
     with _JsonListWriter(json_file) as detections:
-        _predict_images(predictor, [file for file in files if file not in videos], outputs, detections, tally)
+        _predict_images(predictor, [file for file in files if not is_video[file]], outputs, detections, tally)
         for video in videos:
             _predict_video(predictor, video, outputs.get(video), detections, tally)
     if not tally.images + tally.frames:
@@ -136,12 +137,14 @@ def _output_paths(files: list[str], folder: Path) -> dict[str, Path]:
     paths = [os.path.abspath(file) for file in files]
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
     outputs: dict[str, Path] = {}
+    taken: set[str] = set()
     for file, path in zip(files, paths, strict=True):
-        name, suffix = os.path.relpath(path, common), Path(path).suffix.lower()
+        name, suffix = os.path.relpath(path, common), os.path.splitext(path)[1].lower()
         new_suffix = ".mp4" if suffix in _VIDEO_SUFFIXES else suffix if suffix in _KEPT_SUFFIXES else ".png"
         name = name if suffix == new_suffix else name + new_suffix
-        while folder / name in outputs.values():  # a.bmp becomes a.bmp.png, which can be another input
+        while name in taken:  # a.bmp becomes a.bmp.png, which can be another input
             name = f"{os.path.splitext(name)[0]}-{new_suffix}"
+        taken.add(name)
         outputs[file] = folder / name
     return outputs
 

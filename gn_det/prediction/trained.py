@@ -145,8 +145,6 @@ def load_trained(cfg: CfgNode) -> nn.Module:
     """
     cfg.DATASETS.TEST = ()  # the datasets of the training may be unavailable here
     check_config(cfg, has_checkpoint=True, eval_only=True)
-    if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-        raise GNDetError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; the predictor supports only BGR and RGB.")
     with quiet():
         model = build_model(cfg).eval()
     Checkpointer(model, cfg=cfg, trains=False).load(cfg.MODEL.WEIGHTS, checkpointables=[])

@@ -17,7 +17,7 @@ import hotcoco
 import numpy as np
 
 from ..errors import GNDetError
-from ..evaluation.evaluator import check_ids
+from ..evaluation.detections import check_detections
 from ..evaluation.hotcoco_data import SHAPE_KEYS, HotcocoData, claim_hotcoco
 from ..metrics import RECORD_KEYS
 
@@ -163,10 +163,11 @@ class _Data:
 
     def __init__(self, truth: dict, rows: list[dict], where: str | Path):
         categories = sorted(truth["categories"], key=lambda row: row["id"])
-        self.names, self.rows = [row["name"] for row in categories], rows
+        self.names = [row["name"] for row in categories]
         self.images = {row["id"]: index for index, row in enumerate(truth["images"])}
         self.classes = {row["id"]: index for index, row in enumerate(categories)}
-        check_ids(rows, self.images, self.classes, where)
+        images = {row["id"]: row for row in truth["images"]}
+        self.rows = check_detections(rows, images, self.classes, where)
         self.annotations = truth["annotations"]
         complete = [{**row, "iscrowd": row.get("iscrowd", 0), "area": _area(row)} for row in self.annotations]
         self._hotcoco = HotcocoData(truth["images"], self.classes, complete)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import warnings
 from pathlib import Path
 
 import cv2
@@ -64,13 +63,10 @@ class Album:
         view = _View(pixels, case.row)
         predicted = [(row, f"{row['score']:.2f}".removeprefix("0")) for row in self.shown[image["id"]]]
         truth = [(row, "crowd" * bool(row.get("iscrowd"))) for row in self.objects[image["id"]]]
-        with warnings.catch_warnings():
-            # The font does not have the letters of all scripts.
-            warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-            return {
-                "predicted": self._picture(view, predicted, case.row),
-                "truth": self._picture(view, truth, case.row),
-            }
+        return {
+            "predicted": self._picture(view, predicted, case.row),
+            "truth": self._picture(view, truth, case.row),
+        }
 
     def _read(self, image: dict) -> np.ndarray | None:
         """Return the pixels of an image.

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..data.coco import read_annotations
 from ..errors import GNDetError
-from ..evaluation.evaluator import read_detections
+from ..evaluation.detections import read_detections
 from ..evaluation.run_folder import read_config, read_metrics, read_records, register_datasets
 
 _MAX_BYTES = 100e6  # a larger annotation file is not read only to count its images and objects

@@ -1,6 +1,7 @@
 """Loading MODEL.WEIGHTS: the file is found, checked against the model, and loaded or refused."""
 
 import json
+import logging
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -357,3 +358,25 @@ def test_last_checkpoint_must_name_a_file_in_its_folder(name, config, output_dir
     (run / "last_checkpoint").write_text(name)
     with pytest.raises(GNDetError, match=r"last_checkpoint does not name a file in its folder"):
         Checkpointer(build_model(config()), str(run), cfg=config()).resume_or_load("", resume=True)
+
+
+# ---- names and keys of other training scripts
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "net"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_weights_of_wrapped_models_are_loaded_and_it_is_said(key, prefix, config, trained, tmp_path, caplog):
+    path = tmp_path / "x.pth"
+    torch.save({key: {prefix + name: value for name, value in trained["model"].items()}, "epoch": 3}, path)
+    with caplog.at_level(logging.INFO):
+        model = load(config(), path, trains=False)
+    state = model.state_dict()
+    assert all(value.equal(state[name]) for name, value in trained["model"].items() if name in state)
+    (line,) = [text for text in caplog.messages if "prefixes" in text]
+    assert str(path) in line and f"{prefix}backbone" in line
+
+
+def test_weights_of_a_compiled_backbone_are_loaded(config, trained, tmp_path):
+    weights = {name.replace("backbone.", "backbone._orig_mod."): value for name, value in trained["model"].items()}
+    state = load(config(), save(tmp_path / "x.pth", weights), trains=False).state_dict()
+    assert all(value.equal(state[name]) for name, value in trained["model"].items() if name in state)

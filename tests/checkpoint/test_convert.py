@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 
 from gn_det import GNDetError, Predictor
 from gn_det.checkpoint import FOLDED, convert, origin_of, place, read_file, read_notes, write_safetensors
+from gn_det.checkpoint.convert import plain_names
 from gn_det.checkpoint.export import mapping_report
 from gn_det.config.files import load_config
 from helpers.foreign import (
@@ -92,8 +93,18 @@ def test_the_origin_is_recognized_by_the_names(state, origin):
     assert origin_of(state()) == origin
 
 
-def test_the_origin_is_recognized_with_the_prefix_of_a_parallel_model():
-    assert origin_of(iter([f"module.{name}" for name in mmdet_state(1)])) == "mmdetection"
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model.module."]
+)
+def test_the_origin_is_recognized_with_the_prefixes_of_wrapped_models(prefix):
+    assert origin_of(iter([f"{prefix}{name}" for name in mmdet_state(1)])) == "mmdetection"
+
+
+def test_prefixes_are_removed_only_where_they_are_those_of_wrapped_models():
+    assert plain_names(["backbone._orig_mod.a", "b"]) == {"backbone.a": "backbone._orig_mod.a", "b": "b"}
+    assert plain_names(["model.a", "b"]) == {"model.a": "model.a", "b": "b"}
+    assert plain_names(["_orig_mod.a", "a"]) == {"_orig_mod.a": "_orig_mod.a", "a": "a"}  # they would collide
+    assert plain_names([]) == {}
 
 
 @pytest.mark.parametrize(

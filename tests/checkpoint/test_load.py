@@ -532,7 +532,7 @@ def test_the_error_tells_what_the_file_contains(tmp_path):
     assert_refused(tmp_path / "x.pth", r"could not be read: it is empty")
     torch.save({"state_dict_ema": WEIGHTS, "epoch": 3}, tmp_path / "y.pth")
     assert_refused(
-        tmp_path / "y.pth", "no tensors at its top level or under the keys model, .*, blobs, only state_dict_ema, epoch"
+        tmp_path / "y.pth", "no tensors at its top level or under the keys model, .*, net, only state_dict_ema, epoch"
     )
     torch.save([1], tmp_path / "z.pth")
     assert_refused(tmp_path / "z.pth", "it is a list instead of a dict of tensors")

@@ -2,6 +2,7 @@
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY
 
 from gn_det.config.checks import check_config
 from gn_det.config.files import load_config, shipped_configs
@@ -131,8 +132,9 @@ def test_accepts_the_stride_on_the_1x1_in_stock_and_in_shallow_backbones():
     check_config(load_config(QUICK, ["MODEL.RESNETS.STRIDE_IN_1X1", True]))
 
 
-def test_ignores_the_depth_of_a_backbone_that_is_no_resnet():
+def test_ignores_the_depth_of_a_backbone_that_is_no_resnet(monkeypatch):
     cfg = load_config(FROZEN, ["MODEL.BACKBONE.NAME", "build_vovnet_fpn_backbone", "MODEL.RESNETS.DEPTH", 57])
+    monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "build_vovnet_fpn_backbone", object)
     check_config(cfg)
 
 
@@ -236,6 +238,13 @@ def test_refuses_another_number_of_classes(split, three_classes):
     check_config(load_config(GN_FPN, [*datasets, "MODEL.ROI_HEADS.NUM_CLASSES", 3]))
 
 
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("name", ["voc_2007_test", "lvis_v1_val", "cityscapes_fine_instance_seg_val"])
+def test_refuses_datasets_of_other_metrics(split, name):
+    sentence = sentence_for(GN_FPN, f"DATASETS.{split}", (name,))
+    assert f"The dataset {name} has the metrics of " in sentence and "--val-json" in sentence
+
+
 def test_accepts_a_data_set_without_class_names():
     name = "test_config_unnamed_classes"
     DatasetCatalog.register(name, lambda: [])
@@ -255,10 +264,7 @@ def test_check_config_changes_nothing(name):
     assert cfg.dump() == before
 
 
-def test_refuses_models_that_cannot_ignore_the_padding():
-    sentence = sentence_for(GN_FPN, "MODEL.META_ARCHITECTURE", "PanopticFPN")
-    assert "MODEL.META_ARCHITECTURE PanopticFPN" in sentence
-    assert "set MODEL.GN.IGNORE_PADDING to False" in sentence
+def test_refuses_to_compile_models_that_ignore_the_padding():
     compiled = ("TRAIN.COMPILE", True)
     assert "TRAIN.COMPILE is True" in sentence_for(GN_FPN, *compiled)
     cfg = load_config(GN_FPN, [*map(str, compiled), "MODEL.GN.IGNORE_PADDING", "False"])

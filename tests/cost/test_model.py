@@ -215,8 +215,8 @@ def test_invalid_image_size_is_refused(text):
 
 
 REFUSED = {
-    "MODEL.META_ARCHITECTURE RetinaNet": "it must be GeneralizedRCNN",
-    "MODEL.KEYPOINT_ON True": "cannot be split into parts",
+    "MODEL.META_ARCHITECTURE RetinaNet": "use one of 'GeneralizedRCNN'",
+    "MODEL.KEYPOINT_ON True": "keypoints are neither trained nor evaluated",
     "MODEL.ROI_HEADS.NAME CascadeROIHeads MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG True": "with CascadeROIHeads",
     "MODEL.GN.NUM_GROUPS 3": "does not divide",
 }

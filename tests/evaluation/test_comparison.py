@@ -128,6 +128,20 @@ def test_test_data_are_compared_by_content(tmp_path):
         load_runs([write(tmp_path / "other", same[0], other)])
 
 
+def test_one_of_several_test_sets_is_selected(tmp_path):
+    """Two runs of a recipe, each with two test sets."""
+    rows = [
+        record(ap, seed, dataset=name) for ap, seed, name in ((40, 1, "a"), (30, 1, "b"), (42, 2, "a"), (32, 2, "b"))
+    ]
+    folder = write(tmp_path, *rows)
+    with pytest.raises(GNDetError, match="on different datasets: a, b, .* or name it with --dataset"):
+        load_runs([folder])
+    (row,) = load_runs([folder], "b")
+    assert row.values("box", "AP") == [30, 32]
+    with pytest.raises(GNDetError, match="no record of an evaluation on 'c'; use one of 'a', 'b'"):
+        load_runs([folder], "c")
+
+
 def test_evaluations_of_the_same_weights_count_once(tmp_path):
     folder = write(tmp_path, *(record(40.0, seed, weights_sha256=sha) for seed, sha in ((1, "a"), (2, "a"), (3, "b"))))
     (row,) = load_runs([folder])

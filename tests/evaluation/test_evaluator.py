@@ -114,24 +114,20 @@ def test_no_objects_have_ap_nan(tmp_path):
     assert math.isnan(results["bbox"]["AP"])
 
 
-@pytest.mark.parametrize(
-    ("rows", "problem"),
-    [
-        ("{", "cannot be read"),
-        ({"a": 1}, "not in COCO's result format"),
-        ([{"image_id": 0}], "not in COCO's result format"),
-        ([detection(BIG, image_id=9)], "image_id 9, which is not in the annotations"),
-        ([detection(BIG, category_id=4)], "category_id 4, which is not in the annotations"),
-        ([detection(BIG, math.nan)], "has detections whose score is not finite \\(1 of 1\\)"),
-        ([detection([10, math.nan, 5, 5]), detection(None)], "has detections whose bbox is not finite \\(2 of 2\\)"),
-    ],
-)
-def test_bad_detections_are_refused(tmp_path, rows, problem):
-    name = register_truth(tmp_path, [annotation(BIG)])
-    with pytest.raises(GNDetError, match=problem):
-        evaluate_detections(name, write_detections(tmp_path, rows))
-    with pytest.raises(GNDetError, match="cannot be read"):
-        evaluate_detections(name, tmp_path / "nowhere.json")
+@pytest.mark.parametrize("key", ["pred_boxes", "scores"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_predictions_that_are_not_finite_end_the_evaluation(tmp_path, key, fast):
+    """pycocotools would rank a NaN score first, and match a NaN box with every object."""
+    evaluator = COCOEvaluator(register_truth(tmp_path, []), ("bbox",), distributed=False, use_fast_impl=fast)
+    evaluator.reset()
+    (output,) = ConstantModel([BIG, SMALL])([{}])
+    values = output["instances"].get(key)
+    getattr(values, "tensor", values)[1] = math.nan
+    with pytest.raises(GNDetError, match="that is not finite .* on photos/7.png"):
+        evaluator.process([{"image_id": 0, "file_name": "photos/7.png"}], [output])
+    evaluator._predictions = [{"image_id": 0, "instances": [detection(BIG), detection([*BIG[:3], math.inf])]}]
+    with pytest.raises(GNDetError, match="predicts a box that is not finite .* on 0,"):
+        evaluator.evaluate()
 
 
 class ConstantModel(torch.nn.Module):

@@ -212,6 +212,10 @@ MISTAKES = {
     "wrong number of classes": (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "has 3 classes: set it to 3"),
     "json without images": (["--train-json", "x.json"], "--train-json and --train-images go together"),
     "missing json": (["--train-json", "x.json", "--train-images", "."], "annotation file x.json does not exist"),
+    "own data beside a test set": (
+        ["--val-json", "x.json", "--val-images", ".", "DATASETS.TEST", "('shapes_val',)"],
+        "DATASETS.TEST and --val-json are both given",
+    ),
     "evaluation without weights": (["--eval-only"], "--eval-only needs weights"),
     "no output folder": (["OUTPUT_DIR", ""], "OUTPUT_DIR is empty: set it"),
     "seed that is too large": (["SEED", "4294967295"], "SEED is 4294967295; it must be at most 4294901760"),

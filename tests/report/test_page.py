@@ -153,14 +153,16 @@ MISTAKES = {
     "damaged detections": (lambda f: detections_file(f).write_text("["), {}, "cannot be read"),
     "other format": (lambda f: detections_file(f).write_text("[1]"), {}, "not in COCO's result format"),
     "other images": (
-        lambda f: detections_file(f).write_text('[{"image_id": 99, "category_id": 1, "score": 1, "bbox": []}]'),
+        lambda f: detections_file(f).write_text(
+            '[{"image_id": 99, "category_id": 1, "score": 1, "bbox": [1, 2, 3, 4]}]'
+        ),
         {},
         "image_id 99",
     ),
     "no boxes": (
         lambda f: detections_file(f).write_text('[{"image_id": 1, "category_id": 1, "score": 1, "bbox": "x"}]'),
         {},
-        "has detections whose bbox is not finite (1 of 1)",
+        "has detections whose bbox is not [x, y, width, height] of finite numbers (1 of 1",
     ),
     "incomplete annotations": (
         lambda f: (f / "data" / f"{NAME}.json").write_text('{"images": [{}], "annotations": [], "categories": []}'),
