@@ -284,8 +284,10 @@ def clip(row: dict, known: Annotations) -> bool:
 def describe_outside(row: dict, known: Annotations) -> str:
     """Describe a bbox that lies outside its image, or extends beyond it."""
     width, height = known.size(row)
-    where = "lies outside" if is_outside(row, known) else "extends beyond"
-    return f"{name_of(row)} has the bbox {show(row['bbox'])}, which {where} its image of {width} x {height}"
+    subject = f"{name_of(row)} has the bbox {show(row['bbox'])}"
+    if is_outside(row, known):
+        return f"{subject}, which lies outside its image of {width} x {height}"
+    return f"{subject}, which extends beyond its image of {width} x {height}"
 
 
 def lacks_mask(row: dict, known: Annotations) -> bool:
