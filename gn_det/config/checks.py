@@ -28,7 +28,6 @@ _PARTS = (
 _DEPTHS = (18, 34, 50, 101, 152)
 _ACCEPT_WEIGHTS = ("norm", "recipe", "classes", "partial")  # explained in gn_det.checkpoint.fit
 _INFERENCE_DTYPES = ("float32", "bfloat16")
-_MAX_SEED = 2**32 - 2**16  # NumPy takes seeds below 2**32, and each process adds its rank
 
 
 def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool = False) -> None:
@@ -45,7 +44,6 @@ def check_config(cfg: CfgNode, *, has_checkpoint: bool = False, eval_only: bool 
         GNDetError: for the first mistake found, in one sentence.
     """
     check_finite(cfg)
-    _check_integers(cfg)
     for key in NORM_KEYS:
         check_norm(cfg, key)
     for part in _PARTS:
@@ -175,15 +173,6 @@ def _check_scratch(cfg: CfgNode) -> None:
 
 
 # ---- solver and data
-
-
-def _check_integers(cfg: CfgNode) -> None:
-    if cfg.SEED is None or cfg.SEED > _MAX_SEED:
-        raise GNDetError(f"SEED is {cfg.SEED}; it must be at most {_MAX_SEED}, or negative for a random seed.")
-    for key in ("DATALOADER.NUM_WORKERS", "INPUT.MIN_SIZE_TEST"):
-        value = get_key(cfg, key)
-        if value is None or value < 0:
-            raise GNDetError(f"{key} is {value}; it must be 0 or more.")
 
 
 def _check_solver(cfg: CfgNode) -> None:

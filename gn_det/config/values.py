@@ -17,7 +17,7 @@ from detectron2.modeling import (
 from ..errors import GNDetError, did_you_mean
 from ..modeling.norm import get_key
 
-_MAX_SEED = 2**32 - 1024  # NumPy's limit; the rank of the process is added to the seed
+_MAX_SEED = 2**32 - 2**16  # NumPy takes seeds below 2**32, and each process adds its rank
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ RANGES = (
         for part in _BOXES
     ],
     *_share("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "MODEL.RPN.NMS_THRESH"),
-    Range("SEED", lambda value: value < _MAX_SEED, f"below {_MAX_SEED}, or -1 for a random seed"),
+    Range("SEED", lambda value: value <= _MAX_SEED, f"at most {_MAX_SEED}, or negative for a random seed"),
     Range("INPUT.MIN_SIZE_TRAIN", _sizes, "one or more sizes above 0, such as (800,)", training=True),
     *_above_0("INPUT.MAX_SIZE_TRAIN", "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "MODEL.RPN.POST_NMS_TOPK_TRAIN", training=True),
     *_above_0("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", training=True),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from typing import Any, TypeGuard
 
 _MAX_SHOWN = 80  # characters of a value in a message
@@ -42,8 +43,10 @@ def as_flag(value: Any) -> int | None:
 
 
 def is_numbers(values: Any) -> TypeGuard[list]:
-    """Return whether a value is a list of finite numbers."""
-    return type(values) is list and set(map(type, values)) <= {int, float} and math.isfinite(sum(values))
+    """Return whether a value is a list of finite numbers, which a float can hold."""
+    if type(values) is not list or not set(map(type, values)) <= {int, float}:
+        return False
+    return -sys.float_info.max <= sum(values) <= sys.float_info.max
 
 
 def as_numbers(values: Any) -> list | None:

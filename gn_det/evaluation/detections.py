@@ -14,7 +14,7 @@ import numpy as np
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
 
-from ..data.run_lengths import count_pixels
+from ..data.masks import fits_image, is_polygon
 from ..errors import GNDetError
 from ..files import read_json
 from .hotcoco_data import SHAPE_KEYS
@@ -55,15 +55,11 @@ def _is_image_id(row: dict) -> bool:
 
 def _is_mask(mask: object) -> bool:
     if type(mask) is list:
-        return bool(mask) and all(_is_polygon(polygon) for polygon in mask)
+        return bool(mask) and all(map(is_polygon, mask))
     if type(mask) is not dict or type(mask.get("size")) is not list:
         return False
     counts = mask.get("counts")
     return type(counts) is str or (type(counts) is list and all(type(n) is int and n >= 0 for n in counts))
-
-
-def _is_polygon(points: object) -> bool:
-    return type(points) is list and len(points) >= 6 and len(points) % 2 == 0 and all(map(_is_number, points))
 
 
 _RULES = (
@@ -210,14 +206,14 @@ def _check_masks(rows: Sequence[dict], images: Mapping[Any, dict], path: str | P
     masks = [row["segmentation"] for row in rows]
     bad = [i for i, mask in enumerate(masks) if type(mask) is dict and mask["size"] != sizes[i]]
     _refuse(bad, _MASK_SIZE, rows, path)
-    counts: list[Any] = [mask["counts"] if type(mask) is dict else None for mask in masks]
-    compressed = [i for i, value in enumerate(counts) if type(value) is str]
-    pixels = {i: sum(value) for i, value in enumerate(counts) if type(value) is list}
-    pixels |= dict(zip(compressed, count_pixels([counts[i] for i in compressed]).tolist(), strict=True))
-    _refuse([i for i, number in pixels.items() if number != sizes[i][0] * sizes[i][1]], _RUN_LENGTHS, rows, path)
+    is_runs = [type(mask) is dict for mask in masks]
+    bad = [i for i, mask in enumerate(masks) if is_runs[i] and not fits_image(mask, *sizes[i])]
+    _refuse(bad, _RUN_LENGTHS, rows, path)
     return [
-        row if type(value) is str else {**row, "segmentation": _compress(mask, *size)}
-        for row, mask, value, size in zip(rows, masks, counts, sizes, strict=True)
+        row
+        if is_runs[i] and type(masks[i]["counts"]) is str
+        else {**row, "segmentation": _compress(masks[i], *sizes[i])}
+        for i, row in enumerate(rows)
     ]
 
 

@@ -66,6 +66,7 @@ BAD = {
     "empty mask": ([row(segmentation=[])], "segmentation is not"),
     "mask as text": ([row(segmentation="PPYo1")], "segmentation is not"),
     "polygon of 2 points": ([row(segmentation=[[1, 2, 3, 4]])], "segmentation is not"),
+    "polygon with a huge number": ([row(segmentation=[[1, 2, 3, 4, 5, 10**400]])], "segmentation is not"),
     "counts of text": ([row(segmentation={"size": [100, 80], "counts": ["8000"]})], "segmentation is not"),
     "negative count": ([row(segmentation={"size": [100, 80], "counts": [-1, 8001]})], "segmentation is not"),
     "image_id a list": ([row(image_id=[7])], "image_id is not an integer or text"),
