@@ -177,7 +177,6 @@ def test_a_training_that_only_has_best_weights_is_continued(tmp_path):
     study = Study(arguments(tmp_path), plan(["GN"], [2], 1), {})
     (variant,) = study.variants
     assert not study._arguments(variant).resume
-    (tmp_path / variant.name).mkdir()
     (tmp_path / variant.name / "model_best.pth").touch()
     assert study._arguments(variant).resume
 
