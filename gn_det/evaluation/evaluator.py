@@ -157,7 +157,7 @@ def evaluate_detections(dataset_name: str, path: str | Path) -> dict:
         GNDetError: see :func:`read_detections` and :meth:`COCOEvaluator.load_detections`.
     """
     rows = read_detections(path)
-    most = max(Counter(row["image_id"] for row in rows).values(), default=0)
+    most = max(Counter(row.get("image_id", row.get("file_name")) for row in rows).values(), default=0)
     evaluator = COCOEvaluator(dataset_name, tasks=_tasks(rows), distributed=False, limit=most)
     evaluator.load_detections(rows, path)
     return evaluator.evaluate()
