@@ -277,7 +277,8 @@ def test_classes_and_mask_format_follow_the_data(data, tmp_path, flag):
     train["categories"].append({"id": 4, "name": "blob"})
     image = train["images"][0]
     train["annotations"][0] |= {
-        "segmentation": {"size": [image["height"], image["width"]], "counts": [0, image["height"] * image["width"]]}
+    height, width = image["height"], image["width"]
+    train["annotations"][0] |= {"segmentation": {"size": [height, width], "counts": [0, height * width]}}
     }
     (tmp_path / "train.json").write_text(json.dumps(train))
     words = ["--train-json", str(tmp_path / "train.json"), "--train-images", str(data / "train")]
