@@ -276,10 +276,8 @@ def test_classes_and_mask_format_follow_the_data(data, tmp_path, flag):
     train = json.loads((data / "train.json").read_text())
     train["categories"].append({"id": 4, "name": "blob"})
     image = train["images"][0]
-    train["annotations"][0] |= {
     height, width = image["height"], image["width"]
     train["annotations"][0] |= {"segmentation": {"size": [height, width], "counts": [0, height * width]}}
-    }
     (tmp_path / "train.json").write_text(json.dumps(train))
     words = ["--train-json", str(tmp_path / "train.json"), "--train-images", str(data / "train")]
     args = argument_parser("").parse_args([flag, "mask_rcnn_R50_FPN_gn", *words, "OUTPUT_DIR", str(tmp_path / "out")])
