@@ -26,7 +26,8 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
     every function that loads a model for inference, without it. It changes the following:
 
     - ``MODEL.GN.IGNORE_PADDING``: the outputs for an image do not depend on the padding that other images
-      of the batch cause (:func:`gn_det.modeling.padding.ignore_padding`).
+      of the batch cause (:func:`gn_det.modeling.padding.ignore_padding`). In training on a GPU, this also needs
+      ``GPU.TRAIN_WITHOUT_PADDING``.
     - ``MODEL.GN.FUSE``: GN, residual sum and ReLU run as one operation, on a CPU, and on a GPU with
       ``GPU.MIXED_PRECISION``. Without it, a GPU runs PyTorch's kernels, which detectron2's layers call.
     - ``INFERENCE.CHANNELS_LAST``: on a CPU, RoIAlign without gradients is computed by rows, and the
@@ -44,10 +45,10 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
     Returns:
         the same model.
     """
-    if cfg.MODEL.GN.IGNORE_PADDING:
-        ignore_padding(model)
     how = inference_precision(cfg)
     on_gpu = next(model.parameters()).device.type != "cpu"
+    if cfg.MODEL.GN.IGNORE_PADDING:
+        ignore_padding(model, in_training=not on_gpu or cfg.GPU.TRAIN_WITHOUT_PADDING)
     if cfg.MODEL.GN.FUSE and (not on_gpu or how.implementation or select.forced):
         fuse(model, how.implementation)
     if how.implementation == "triton":

@@ -75,7 +75,8 @@ KEYS = (
         "MODEL.GN.IGNORE_PADDING",
         True,
         "Compute for each image of a batch what the model computes for the image alone: the padding to the size of the "
-        "largest image enters no statistics, features, proposals or losses. `False`: as stock detectron2.",
+        "largest image enters no statistics, features, proposals or losses. `False`: as stock detectron2. Training on a GPU "
+        "also needs `GPU.TRAIN_WITHOUT_PADDING`.",
     ),
     Key(
         "MODEL.GN.FUSE",
@@ -207,6 +208,13 @@ KEYS = (
         "never",
     ),
     Key("TRAIN.WANDB.NAME", "", "Name of the Weights & Biases run. Empty: the folder name of `OUTPUT_DIR`.", "never"),
+    Key(
+        "GPU.TRAIN_WITHOUT_PADDING",
+        False,
+        "On a GPU, follow `MODEL.GN.IGNORE_PADDING` in training too. It is off because GN, RPN and RoIAlign then run for "
+        "each image of a batch of different sizes alone, which is slower than stock detectron2 there. Evaluation and "
+        "prediction ignore the padding on any device. No effect on CPUs.",
+    ),
     Key(
         "GPU.MIXED_PRECISION",
         False,

@@ -29,7 +29,7 @@ from ..ops.padding import Extents, attach_extents, clear_padding, current_extent
 from .norm import GroupNorm
 
 
-def ignore_padding(model: nn.Module) -> nn.Module:
+def ignore_padding(model: nn.Module, in_training: bool = True) -> nn.Module:
     """Make the outputs of a built model independent of the padding, in place.
 
     Call it once, after the model is built; a second call changes nothing. The statistics of GN, LN
@@ -40,6 +40,8 @@ def ignore_padding(model: nn.Module) -> nn.Module:
     Args:
         model: detectron2's GeneralizedRCNN, ProposalNetwork or RetinaNet with a ResNet, with or
             without FPN.
+        in_training: whether to do so in training mode too; False: as detectron2, the padding is part of a
+            training image.
 
     Returns:
         the same model.
@@ -52,8 +54,8 @@ def ignore_padding(model: nn.Module) -> nn.Module:
     _check(model)
     parts: Any = model
     backbone: Any = parts.backbone
-    parts.ignores_padding = True
-    parts.preprocess_image = functools.partial(_preprocess, parts.preprocess_image, backbone)
+    parts.ignores_padding, parts.ignores_padding_in_training = True, in_training
+    parts.preprocess_image = functools.partial(_preprocess, parts.preprocess_image, parts)
     backbone.forward = functools.partial(_run_backbone, backbone.forward)
     _clear_after_layers(backbone)
     for module in model.modules():
@@ -76,9 +78,11 @@ def _check(model: nn.Module) -> None:
         )
 
 
-def _preprocess(preprocess: Callable, backbone: Any, batched_inputs: list[dict]) -> ImageList:
+def _preprocess(preprocess: Callable, model: Any, batched_inputs: list[dict]) -> ImageList:
     images = preprocess(batched_inputs)
-    unit = max(backbone.size_divisibility, 1)
+    if model.training and not model.ignores_padding_in_training:
+        return images
+    unit = max(model.backbone.size_divisibility, 1)
     sizes = tuple((-(-int(h) // unit) * unit, -(-int(w) // unit) * unit) for h, w in images.image_sizes)
     padded = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
     if any(size != padded for size in sizes):

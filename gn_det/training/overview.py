@@ -205,15 +205,9 @@ def _speed(cfg: CfgNode) -> str:
     """Return what may make training on a GPU faster."""
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         return ""
-    options = []
-    if training_precision(cfg).dtype is None:
-        options.append("GPU.MIXED_PRECISION True trains in half precision, with less memory (not measured yet)")
-    if cfg.MODEL.GN.IGNORE_PADDING and comm.get_world_size() < cfg.SOLVER.IMS_PER_BATCH:
-        options.append(
-            "MODEL.GN.IGNORE_PADDING False normalizes images of different sizes together, padding included, as stock "
-            "detectron2 does"
-        )
-    return "; ".join(options)
+    if training_precision(cfg).dtype is not None:
+        return ""
+    return "float32; GPU.MIXED_PRECISION True trains in half precision, with less memory (not measured yet)"
 
 
 def _part_table(model: nn.Module) -> str:

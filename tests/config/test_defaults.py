@@ -30,6 +30,7 @@ def test_add_gn_det_config_only_adds_keys():
         "MODEL.GN.IGNORE_PADDING": True,
         "MODEL.GN.CONFIG": "",
         "GPU.MIXED_PRECISION": False,
+        "GPU.TRAIN_WITHOUT_PADDING": False,
         "INFERENCE.BATCH_SIZE": 1,
         "INFERENCE.CHANNELS_LAST": True,
         "INFERENCE.DTYPE": "float32",

@@ -12,6 +12,7 @@ from gn_det import GNDetError
 from gn_det.acceleration.inference import apply_model_options
 from gn_det.acceleration.training import checkpoint_activations, to_channels_last
 from gn_det.modeling.padding import ignore_padding
+from gn_det.ops.padding import extents_of
 from gn_det.training.trainer import Trainer
 
 SIZES = {"image": (96, 110), "larger": (128, 200), "smaller": (64, 64), "wider": (70, 190)}
@@ -225,6 +226,28 @@ def test_gradients_of_a_batch_are_those_of_its_parts(model, option, trained_pair
     for name, gradient in gradients.items():
         apart = (gradient - gradients_of_parts[name]).norm() / gradient.norm().clamp(min=1e-6)
         assert apart < 1e-4, name
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_training_on_a_gpu_is_stock_unless_the_config_says_so(tiny_cfg, device):
+    """The device "meta" stands for a GPU."""
+    for wanted in (False, True):
+        cfg = tiny_cfg(*R18, "GPU.TRAIN_WITHOUT_PADDING", wanted)
+        model = apply_model_options(cfg, build_model(cfg).to(device), for_training=True)
+        assert model.ignores_padding_in_training == (wanted or device == "cpu")
+
+
+def test_padding_is_part_of_training_images_only(tiny_cfg, trained_pair):
+    stock = random_model(tiny_cfg(*R18)).train()
+    model = ignore_padding(copy.deepcopy(stock), in_training=False)
+    for one in (stock, model):
+        one.proposal_generator.batch_size_per_image = 10**6
+    losses, _ = rpn_losses_and_gradients(model, [trained_pair])
+    losses_of_stock, _ = rpn_losses_and_gradients(stock, [trained_pair])
+    assert losses == pytest.approx(losses_of_stock, rel=1e-6)
+    images = model.eval().preprocess_image(trained_pair)
+    assert extents_of(images.tensor) is not None
+    assert extents_of(copy.deepcopy(model).train().preprocess_image(trained_pair).tensor) is None
 
 
 def test_stock_behavior_fails_that_test_too(tiny_cfg, trained_pair):
