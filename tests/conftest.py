@@ -20,6 +20,9 @@ from gn_det.launch.tool import run_tool
 from helpers.configs import SMALL, STOCK
 from helpers.faulty_server import serve
 from helpers.paths import TOOLS
+from helpers.signals import heed_signals
+
+heed_signals()
 
 
 @pytest.fixture(autouse=True)

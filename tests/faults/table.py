@@ -15,6 +15,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from gn_det.files import save_text
+from helpers.signals import heed_signals
 
 from .cases import CASES, ROWS
 from .frame import Case, Lost
@@ -110,6 +111,7 @@ def write_page(page: Path, lines: list[list]) -> None:
 
 def main() -> None:
     """Run the command with the arguments of the process. The exit code is 1 if a case of gn_det fails."""
+    heed_signals()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", type=int, help="numbers of the rows to run (default: all)")
     parser.add_argument("--case", default="", help="run only cases whose name contains this text")
