@@ -133,6 +133,9 @@ def _wait(context: ProcessContext, received: list[int]) -> None:
         for number in received:
             if 128 + number in codes or -number in codes:
                 sys.exit(128 + number)
+        for number in SIGNALS:  # only one of the processes has received it, and all have agreed to stop
+            if 128 + number in codes:
+                sys.exit(128 + number)
         if isinstance(error, ProcessExitedException) and error.exit_code < 0:
             raise GNDetError(
                 f"Process {error.error_index} of {len(codes)} (process id {error.error_pid}) was ended by "

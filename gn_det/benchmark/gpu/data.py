@@ -11,7 +11,6 @@ from detectron2.utils.env import seed_all_rng
 
 from ...data.coco import register_again, register_coco_json
 from ...data.shapes import generate
-from ...training.trainer import Trainer
 
 _NAME = "benchmark_train"
 _SHAPES = {"num_train": 32, "num_val": 1, "size": 480, "max_size": 640}
@@ -64,12 +63,13 @@ def register_in_worker(data: dict) -> None:
     register_again(_NAME, data["json"], data["root"], data["classes"], data["ids"])
 
 
-def training_loader(cfg: CfgNode, stock: bool, batch: int, seed: int) -> "TimedLoader":
+def training_loader(cfg: CfgNode, batch: int, seed: int) -> "TimedLoader":
     """Return the training loader, which yields the same images in the same order for each candidate."""
     own = cfg.clone()
     own.SOLVER.IMS_PER_BATCH = batch
     seed_all_rng(seed)
-    return TimedLoader(build_detection_train_loader(own) if stock else Trainer.build_train_loader(own))
+    # detectron2's loader for all: gn_det's has another order of the images.
+    return TimedLoader(build_detection_train_loader(own))
 
 
 class TimedLoader:

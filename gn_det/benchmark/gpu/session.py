@@ -199,7 +199,7 @@ class _Training:
         if batch == self._batch:
             return
         self.unload()
-        self._batch, self._loader = batch, training_loader(self._cfg, self._stock, batch, seed)
+        self._batch, self._loader = batch, training_loader(self._cfg, batch, seed)
         build = SimpleTrainer if self._stock else lambda *args: build_train_step(self._cfg, *args)
         self._step = build(self._model, self._loader, self._optimizer)
 
