@@ -16,7 +16,7 @@ from torch.multiprocessing import ProcessContext, ProcessExitedException, Proces
 
 from ..errors import EXIT_CODE, GNDetError, sentence_of
 from ..training.guards.ranks import EXCHANGE_TIMEOUT, announce_failure, failed_rank, is_lost_connection
-from ..training.guards.signals import handling
+from ..training.guards.signals import SIGNALS, handling
 from .output_dir import remove_staged_files
 from .prepare import prepare
 
