@@ -103,7 +103,7 @@ def _start(main: Main, args: argparse.Namespace) -> None:
         url = f"tcp://127.0.0.1:{_free_port()}" if args.num_machines == 1 else args.dist_url
         context = start_processes(_work, (main, args, url), args.num_gpus, join=False)
         children += context.processes
-        for number in received:  # while the processes were started
+        for number in tuple(received):  # while the processes were started; forward() adds to the list
             forward(number, None)
         _wait(context, received)
 
@@ -130,11 +130,8 @@ def _wait(context: ProcessContext, received: list[int]) -> None:
             pass
     except (ProcessExitedException, ProcessRaisedException) as error:
         codes = [process.exitcode for process in context.processes]
-        for number in received:
-            if 128 + number in codes or -number in codes:
-                sys.exit(128 + number)
-        for number in SIGNALS:  # only one of the processes has received it, and all have agreed to stop
-            if 128 + number in codes:
+        for number in SIGNALS:  # that the launcher has passed on, or only one process has received
+            if 128 + number in codes or (number in received and -number in codes):
                 sys.exit(128 + number)
         if isinstance(error, ProcessExitedException) and error.exit_code < 0:
             raise GNDetError(

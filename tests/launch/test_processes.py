@@ -1,8 +1,12 @@
 """How the processes of a run are started (see test_distributed.py and test_guards.py for real ones)."""
 
+import signal
+import types
+
 import pytest
 from torch.multiprocessing import ProcessExitedException
 
+from gn_det.launch import processes
 from gn_det.launch.arguments import argument_parser
 from gn_det.launch.processes import _wait, launch
 from helpers.errors import error_sentence
@@ -46,7 +50,7 @@ class Context:
 
 @pytest.mark.parametrize(
     ("codes", "received", "code"),
-    [((143, 143), [15], 143), ((-15, 143), [15, 15], 143), ((1, 2), [], 2), ((3, 0), [], 2)],
+    [((143, 143), [15], 143), ((-15, 143), [15, 15], 143), ((1, 2), [], 2), ((3, 0), [], 2), ((3, 143), [], 143)],
 )
 def test_exit_code_of_the_launcher(codes, received, code):
     with pytest.raises(SystemExit) as end:
@@ -56,3 +60,21 @@ def test_exit_code_of_the_launcher(codes, received, code):
 
 def test_a_killed_process_is_named():
     assert "Process 0 of 2 (process id 123) was ended by SIGKILL" in error_sentence(_wait, Context(-9, -15), [])
+
+
+def test_a_signal_while_the_processes_start_is_forwarded_once_to_each(monkeypatch):
+    sent = []
+
+    def send(pid, number):
+        sent.append((pid, number))
+        assert len(sent) < 10, "without end"
+
+    def start(*args, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        return types.SimpleNamespace(processes=[types.SimpleNamespace(pid=11, is_alive=lambda: True)])
+
+    monkeypatch.setattr(processes, "start_processes", start)
+    monkeypatch.setattr(processes, "_wait", lambda context, received: None)
+    monkeypatch.setattr(processes.os, "kill", send)
+    processes._start(print, argument_parser("").parse_args(["--num-gpus", "1"]))
+    assert sent == [(11, signal.SIGTERM)]
