@@ -3,8 +3,6 @@
 Module types, dtypes and state-dict keys are unchanged. The outputs for a batch without padding agree to rounding.
 """
 
-import contextlib
-
 import torch
 from detectron2.config import CfgNode
 from torch import nn
@@ -13,10 +11,12 @@ from ..modeling.padding import ignore_padding
 from ..ops import select
 from .cuda_graphs import use_cuda_graphs
 from .fuse import fuse
-from .precision import inference_precision
+from .precision import inference_precision, precision
 from .roi_align import use_row_poolers
 from .roi_align_gpu import use_level_poolers
 from .training import keep_rois_in_float32, to_channels_last
+
+__all__ = ["apply_model_options", "precision"]
 
 
 def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = False) -> nn.Module:
@@ -62,11 +62,3 @@ def apply_model_options(cfg: CfgNode, model: nn.Module, for_training: bool = Fal
     if on_gpu:
         use_cuda_graphs(model, inference=cfg.INFERENCE.CUDA_GRAPHS, training=for_training and cfg.TRAIN.CUDA_GRAPHS)
     return model
-
-
-def precision(cfg: CfgNode) -> contextlib.AbstractContextManager:
-    """Return the context in which to call a model, so that it computes in the dtype of :func:`inference_precision`."""
-    dtype = inference_precision(cfg).dtype
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype=dtype)

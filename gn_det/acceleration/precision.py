@@ -1,5 +1,6 @@
 """Data type, memory format and GN kernels of training and of inference, as the config and the device say."""
 
+import contextlib
 import dataclasses
 
 import torch
@@ -45,6 +46,14 @@ def inference_precision(cfg: CfgNode) -> Precision:
         return _mixed()
     dtype = None if cfg.INFERENCE.DTYPE == "float32" else getattr(torch, cfg.INFERENCE.DTYPE)
     return Precision(dtype, cfg.INFERENCE.CHANNELS_LAST and not _on_gpu(cfg))
+
+
+def precision(cfg: CfgNode) -> contextlib.AbstractContextManager:
+    """Return the context in which to call a model, so that it computes in the dtype of :func:`inference_precision`."""
+    dtype = inference_precision(cfg).dtype
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, dtype=dtype)
 
 
 def _is_mixed(cfg: CfgNode) -> bool:

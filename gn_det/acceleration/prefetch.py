@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from .on_device.transfer import to_device
+
 Item = TypeVar("Item")
 _END: Any = object()
 
@@ -35,9 +37,9 @@ def pin(sample: dict, device: torch.device) -> dict:
         return sample | {"image": sample["image"].pin_memory()}
 
 
-def to_device(sample: dict, device: torch.device) -> dict:
+def sample_to_device(sample: dict, device: torch.device) -> dict:
     """Return a model's input for an image with the pixels on the GPU; the host does not wait for the copy."""
-    return sample | {"image": sample["image"].to(device, non_blocking=True)}
+    return sample | {"image": to_device(sample["image"], device)}
 
 
 class Prefetcher:
@@ -56,4 +58,4 @@ class Prefetcher:
     def __iter__(self) -> Iterator[list[dict]]:
         pinned = ([pin(sample, self._device) for sample in batch] for batch in self._loader)
         for batch in prefetch(pinned):
-            yield [to_device(sample, self._device) for sample in batch]
+            yield [sample_to_device(sample, self._device) for sample in batch]

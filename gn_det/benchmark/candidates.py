@@ -13,7 +13,8 @@ from detectron2.modeling import build_model as detectron2_build_model
 from torch import nn
 
 from ..acceleration.cpu_memory import keep_freed_memory
-from ..acceleration.inference import apply_model_options, precision
+from ..acceleration.inference import apply_model_options
+from ..acceleration.precision import precision
 from ..config.checks import check_config
 from ..cost.parts import RCNNParts
 from ..errors import GNDetError

@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..acceleration.inference import precision
+from ..acceleration.precision import precision
 from ..acceleration.prefetch import Prefetcher
 from ..acceleration.roi_masks import without_pasting
 from ..metrics import COCO_LIMIT, METRICS, RECALLS, metric_names_at

@@ -123,7 +123,7 @@ def config_digest(cfg: CfgNode) -> str:
     digest of existing recipes.
     """
 
-    flat = {k: v for k, v in _flatten(yaml.safe_load(cfg.dump())).items() if k not in _NOT_RECIPE}
+    flat = {k: v for k, v in flatten(yaml.safe_load(cfg.dump())).items() if k not in _NOT_RECIPE}
     flat = {k: v for k, v in flat.items() if k not in _IF_CHANGED or v != _tuple_to_list(_IF_CHANGED[k])}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
@@ -141,14 +141,15 @@ def changed_keys(cfg: CfgNode) -> dict | None:
     path = shipped_configs().get(cfg.MODEL.GN.CONFIG)
     if not path:
         return None
-    shipped, given = (_flatten(yaml.safe_load(c.dump())) for c in (load_config(str(path)), cfg))
+    shipped, given = (flatten(yaml.safe_load(c.dump())) for c in (load_config(str(path)), cfg))
     return {k: v for k, v in given.items() if v != shipped.get(k) and k not in _NOT_RECIPE}
 
 
-def _flatten(node: dict, prefix: str = "") -> dict:
+def flatten(node: dict, prefix: str = "") -> dict:
+    """Return the values of a config, or of a part of it, by dotted key."""
     flat: dict = {}
     for key, value in node.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 

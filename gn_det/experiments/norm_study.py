@@ -39,7 +39,7 @@ from ..launch.run import main
 from ..launch.tool import run_tool
 from ..modeling.norm import NORM_KEYS, NORMS, get_key
 from ..training.guards.finite import DIVERGED
-from ..training.guards.signals import SIGNALS, Stopped
+from ..training.guards.signals import SIGNALS, Stopped, handling
 from .norm_tables import draw_study, study_tables
 
 
@@ -291,16 +291,11 @@ def _stopping_on_signals() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         raise Stopped(number)
 
-    numbers = set(SIGNALS) - {signal.SIGINT} if threading.current_thread() is threading.main_thread() else ()
-    old = {number: signal.getsignal(number) for number in numbers}
-    for number, handler in old.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
+    if threading.current_thread() is threading.main_thread():
+        with handling(stop, set(SIGNALS) - {signal.SIGINT}):
+            yield
+    else:
         yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _check_weights(cfg: CfgNode, variants: list[Variant], weights: dict[str, str]) -> None:

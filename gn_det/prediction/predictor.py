@@ -14,8 +14,8 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ..acceleration.device import choose_device
-from ..acceleration.inference import precision
-from ..acceleration.prefetch import pin, prefetch, to_device
+from ..acceleration.precision import precision
+from ..acceleration.prefetch import pin, prefetch, sample_to_device
 from ..acceleration.roi_masks import paste, without_pasting
 from ..errors import GNDetError
 from ..evaluation.fast_coco import split_masks
@@ -227,7 +227,7 @@ class Predictor:
         """Run the model on the batch, yield the completed predictions, and empty the batch."""
         if not batch:
             return
-        samples = [to_device(sample, self._device) if self._prefetches else sample for _, sample in batch]
+        samples = [sample_to_device(sample, self._device) if self._prefetches else sample for _, sample in batch]
         paste_on_host = self.cfg.INFERENCE.PASTE_ON_HOST and self._device.type == "cuda"
         model = without_pasting(self.model, paste_on_host) if encode_masks or paste_on_host else self.model
         try:

@@ -1,7 +1,7 @@
 """What a resumed training compares with its checkpoint, and where it begins in the order of the images."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -10,6 +10,7 @@ from ..checkpoint.checkpointer import Checkpointer
 from ..config.defaults import KEYS
 from ..config.files import parse_config
 from ..errors import GNDetError
+from ..evaluation.records import flatten
 from .loader import TrainLoader
 
 logger = logging.getLogger(__name__)
@@ -117,17 +118,10 @@ def describe_changes(saved_config: str, cfg: CfgNode, order: Sequence[tuple[str,
     if saved_config:
         try:
             saved, new = (parse_config(text, "The config in the checkpoint") for text in (saved_config, cfg.dump()))
-            pairs += _differences(saved, new)
+            before, now = flatten(saved), flatten(new)
+            names = sorted(before.keys() | now.keys())
+            pairs += [(n, before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)]
         except GNDetError as error:  # the config is from another version
             return f"the config cannot be compared: {error}"
     pairs += [(name.replace("_", " "), old, new) for name, old, new in order if name != "grouped"]
     return ", ".join(f"{name}: {old} -> {new}" for name, old, new in pairs if name not in _WITHOUT_EFFECT)
-
-
-def _differences(old: CfgNode, new: CfgNode, prefix: str = "") -> Iterator[tuple[str, object, object]]:
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, CfgNode) and isinstance(after, CfgNode):
-            yield from _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            yield prefix + key, before, after

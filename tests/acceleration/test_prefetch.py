@@ -43,7 +43,7 @@ def test_errors_are_raised_at_the_position_of_the_item():
 def test_batches_of_a_loader_are_pinned_in_the_thread_and_copied_in_the_main_thread(monkeypatch):
     pinned, copied = set(), set()
     monkeypatch.setattr(module, "pin", lambda s, d: pinned.add(threading.get_ident()) or s | {"pinned": True})
-    monkeypatch.setattr(module, "to_device", lambda s, d: copied.add(threading.get_ident()) or s | {"device": d})
+    monkeypatch.setattr(module, "sample_to_device", lambda s, d: copied.add(threading.get_ident()) or s | {"device": d})
     loader = Prefetcher([[{"image": 1}], [{"image": 2}, {"image": 3}]], torch.device("cuda"))
     batches = list(loader)
     assert len(loader) == 2 and [[s["image"] for s in batch] for batch in batches] == [[1], [2, 3]]

@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ...acceleration.cpu_memory import keep_freed_memory
-from ...acceleration.inference import precision
+from ...acceleration.precision import precision
 from ...training.solver import build_optimizer
 from ...training.step import build_train_step
 from ..operations import operations

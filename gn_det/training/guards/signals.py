@@ -86,12 +86,12 @@ def _do_nothing(*_: object) -> None:
 
 
 @contextlib.contextmanager
-def handling(handler: Callable[[int, Any], object]) -> Iterator[None]:
-    """Handle :data:`SIGNALS` by a function in a block.
+def handling(handler: Callable[[int, Any], object], numbers: Iterable[int] = SIGNALS) -> Iterator[None]:
+    """Handle signals by a function in a block.
 
     A signal that the process ignores, as SIGHUP after ``nohup``, stays ignored.
     """
-    old = {number: signal.getsignal(number) for number in SIGNALS}
+    old = {number: signal.getsignal(number) for number in numbers}
     for number, before in old.items():
         if before is not signal.SIG_IGN:
             signal.signal(number, handler)
