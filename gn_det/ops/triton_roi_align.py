@@ -40,10 +40,18 @@ def _neighbors(point, length):
 
 
 @triton.jit
-def _position(bins_h, bins_w):
-    """Return the RoI of this program, and the row and column of its bin."""
-    pid = tl.program_id(0)
-    return pid // (bins_h * bins_w), pid // bins_w % bins_h, pid % bins_w
+def _points(roi, bins_h, bins_w, scale, offset, samples, smallest):
+    """Return what :func:`_axis` returns for the bin of this program, along y and along x."""
+    row, column = tl.program_id(0) // bins_w % bins_h, tl.program_id(0) % bins_w
+    first_y, step_y, count_y = _axis(roi, 2, 4, bins_h, row, scale, offset, samples, smallest)
+    first_x, step_x, count_x = _axis(roi, 1, 3, bins_w, column, scale, offset, samples, smallest)
+    return first_y, step_y, count_y, first_x, step_x, count_x
+
+
+@triton.jit
+def _aligned(number, ALIGNMENT: tl.constexpr):
+    """Return the number so that the compiler knows that ALIGNMENT divides it."""
+    return number // ALIGNMENT * ALIGNMENT
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -52,33 +60,31 @@ def pool(
     scale, offset, smallest, ALIGNMENT: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Store the bins of the RoIs of one level into y (R, h, w, C)."""
-    r, row, column = _position(bins_h, bins_w)
+    r = tl.program_id(0) // (bins_h * bins_w)
     if tl.load(levels + r) == level:
-        channels = channels // ALIGNMENT * ALIGNMENT
+        channels = _aligned(channels, ALIGNMENT)
+        stride_n, stride_h = _aligned(stride_n, ALIGNMENT), _aligned(stride_h, ALIGNMENT)
+        stride_w = _aligned(stride_w, ALIGNMENT)
         roi = rois + r * 5
-        first_y, step_y, count_y = _axis(roi, 2, 4, bins_h, row, scale, offset, samples, smallest)
-        first_x, step_x, count_x = _axis(roi, 1, 3, bins_w, column, scale, offset, samples, smallest)
-        image = x + tl.load(roi).to(tl.int64) * (stride_n // ALIGNMENT * ALIGNMENT)
+        first_y, step_y, count_y, first_x, step_x, count_x = _points(
+            roi, bins_h, bins_w, scale, offset, samples, smallest
+        )
+        image = x + tl.load(roi).to(tl.int64) * stride_n
         bin = y + tl.program_id(0).to(tl.int64) * channels
         for first in range(0, channels, CHANNELS):
             c = first + tl.arange(0, CHANNELS)
             total = tl.zeros((CHANNELS,), tl.float32)
             for i in range(0, count_y):
                 low_y, high_y, fraction_y, inside_y = _neighbors(first_y + i * step_y, height)
-                low_y, high_y = (
-                    low_y * (stride_h // ALIGNMENT * ALIGNMENT),
-                    high_y * (stride_h // ALIGNMENT * ALIGNMENT),
-                )
+                upper, lower = image + low_y * stride_h + c, image + high_y * stride_h + c
                 for j in range(0, count_x):
                     low_x, high_x, fraction_x, inside_x = _neighbors(first_x + j * step_x, width)
-                    low_x = low_x * (stride_w // ALIGNMENT * ALIGNMENT)
-                    high_x = high_x * (stride_w // ALIGNMENT * ALIGNMENT)
                     mask = c < channels
-                    upper = (1 - fraction_x) * tl.load(image + low_y + low_x + c, mask, other=0.0).to(tl.float32)
-                    upper += fraction_x * tl.load(image + low_y + high_x + c, mask, other=0.0).to(tl.float32)
-                    lower = (1 - fraction_x) * tl.load(image + high_y + low_x + c, mask, other=0.0).to(tl.float32)
-                    lower += fraction_x * tl.load(image + high_y + high_x + c, mask, other=0.0).to(tl.float32)
-                    total += inside_y * inside_x * ((1 - fraction_y) * upper + fraction_y * lower)
+                    above = (1 - fraction_x) * tl.load(upper + low_x * stride_w, mask, other=0.0).to(tl.float32)
+                    above += fraction_x * tl.load(upper + high_x * stride_w, mask, other=0.0).to(tl.float32)
+                    below = (1 - fraction_x) * tl.load(lower + low_x * stride_w, mask, other=0.0).to(tl.float32)
+                    below += fraction_x * tl.load(lower + high_x * stride_w, mask, other=0.0).to(tl.float32)
+                    total += inside_y * inside_x * ((1 - fraction_y) * above + fraction_y * below)
             total /= tl.maximum(count_y * count_x, 1)
             tl.store(bin + c, total.to(y.dtype.element_ty), c < channels)
 
@@ -92,12 +98,15 @@ def spread(
 
     RoIs overlap, so the order of the sums, and with it their rounding, differs between runs, as in torchvision.
     """
-    r, row, column = _position(bins_h, bins_w)
+    r = tl.program_id(0) // (bins_h * bins_w)
     if tl.load(levels + r) == level:
-        channels = channels // ALIGNMENT * ALIGNMENT
+        channels = _aligned(channels, ALIGNMENT)
+        stride_n, stride_h = _aligned(stride_n, ALIGNMENT), _aligned(stride_h, ALIGNMENT)
+        stride_w = _aligned(stride_w, ALIGNMENT)
         roi = rois + r * 5
-        first_y, step_y, count_y = _axis(roi, 2, 4, bins_h, row, scale, offset, samples, smallest)
-        first_x, step_x, count_x = _axis(roi, 1, 3, bins_w, column, scale, offset, samples, smallest)
+        first_y, step_y, count_y, first_x, step_x, count_x = _points(
+            roi, bins_h, bins_w, scale, offset, samples, smallest
+        )
         image = dx + tl.load(roi).to(tl.int64) * stride_n
         bin = dy + tl.program_id(0).to(tl.int64) * channels
         for first in range(0, channels, CHANNELS):
@@ -105,10 +114,10 @@ def spread(
             g = tl.load(bin + c, c < channels, other=0.0).to(tl.float32) / tl.maximum(count_y * count_x, 1)
             for i in range(0, count_y):
                 low_y, high_y, fraction_y, inside_y = _neighbors(first_y + i * step_y, height)
+                upper, lower = image + low_y * stride_h + c, image + high_y * stride_h + c
                 for j in range(0, count_x):
                     low_x, high_x, fraction_x, inside_x = _neighbors(first_x + j * step_x, width)
                     mask = c < channels
-                    upper, lower = image + low_y * stride_h + c, image + high_y * stride_h + c
                     above = inside_y * inside_x * (1 - fraction_y) * g
                     below = inside_y * inside_x * fraction_y * g
                     tl.atomic_add(upper + low_x * stride_w, (1 - fraction_x) * above, mask, sem="relaxed")

@@ -50,6 +50,12 @@ def _row(pairs, n, chunk, length, chunks):
 
 
 @triton.jit
+def _pieces_of_block(block, channels, piece, CHANNELS: tl.constexpr):
+    """Return the number of pieces of a sample, and the first and last + 1 piece of a block of channels."""
+    return channels // piece, block * CHANNELS // piece, tl.minimum((block + 1) * CHANNELS, channels) // piece
+
+
+@triton.jit
 def _part_if_last(counters, n, block, channels, chunks, blocks_per_part, CHANNELS: tl.constexpr):
     """Return whether this program is the last one of its part to call this, and the first and last + 1 channel.
 
@@ -117,11 +123,10 @@ def statistics(
     store_pairs(row, c, valid, channels, average, tl.sum(square + count * d * d, 0))
     tl.debug_barrier()
 
-    pieces = channels // piece
+    pieces, first_piece, last = _pieces_of_block(block, channels, piece, CHANNELS)
     work += samples.to(tl.int64) * chunks * channels * 2
     row_of_pieces = _row(work, n, chunk, pieces, chunks)
-    last = tl.minimum((block + 1) * CHANNELS, channels) // piece
-    for first in range(block * CHANNELS // piece, last, GROUPS):
+    for first in range(first_piece, last, GROUPS):
         mean_of_piece, square_of_piece = group_statistics(row, first, last, channels, piece, length, GROUPS, WIDTH)
         index = first + tl.arange(0, GROUPS)
         store_pairs(row_of_pieces, index, index < last, pieces, mean_of_piece, square_of_piece)
@@ -231,32 +236,41 @@ def gradient_sums(
     store_pairs(row, c, valid, channels, tl.sum(dweight, 0), tl.sum(dbias, 0))
     tl.debug_barrier()
 
-    pieces = channels // piece
+    pieces, first_piece, last = _pieces_of_block(block, channels, piece, CHANNELS)
     work += samples.to(tl.int64) * chunks * channels * 2
     row_of_pieces = _row(work, n, chunk, pieces, chunks)
-    last = tl.minimum((block + 1) * CHANNELS, channels) // piece
-    for first in range(block * CHANNELS // piece, last, GROUPS):
+    for first in range(first_piece, last, GROUPS):
         slope, shift = group_sums(row, weight, first, last, channels, piece, GROUPS, WIDTH)
         index = first + tl.arange(0, GROUPS)
         store_pairs(row_of_pieces, index, index < last, pieces, slope, shift)
 
     is_last, first, last = _part_if_last(counters, n, block, channels, chunks, blocks_per_part, CHANNELS)
     if is_last:
-        rows = _row(work, n, 0, pieces, chunks)
-        size = (width * pixels).to(tl.float32)
-        for first_group in range(first // width, last // width, GROUPS):
-            slope = tl.zeros((ROWS, GROUPS), tl.float32)
-            shift = tl.zeros((ROWS, GROUPS), tl.float32)
-            for i in range(0, chunks, ROWS):
-                for k in range(0, width // piece):
-                    more_slope, more_shift, mask = _load_pieces(
-                        rows, i, k, first_group, last // width, chunks, width // piece, pieces, ROWS, GROUPS
-                    )
-                    slope += more_slope
-                    shift += more_shift
-            index = first_group + tl.arange(0, GROUPS)
-            pairs = averages + n * groups * 2
-            store_pairs(pairs, index, index < last // width, groups, tl.sum(slope, 0) / size, tl.sum(shift, 0) / size)
+        _finish_sums(
+            _row(work, n, 0, pieces, chunks), averages + n * groups * 2, first // width, last // width, groups, pixels,
+            width, chunks, piece, pieces, ROWS, GROUPS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _finish_sums(
+    rows, averages, first_group, last_group, groups, pixels, width, chunks, piece, pieces,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Store the averages of some groups into ``averages`` (2, G), given the pieces of each chunk."""
+    size = (width * pixels).to(tl.float32)
+    for first in range(first_group, last_group, GROUPS):
+        slope = tl.zeros((ROWS, GROUPS), tl.float32)
+        shift = tl.zeros((ROWS, GROUPS), tl.float32)
+        for i in range(0, chunks, ROWS):
+            for k in range(0, width // piece):
+                more_slope, more_shift, mask = _load_pieces(
+                    rows, i, k, first, last_group, chunks, width // piece, pieces, ROWS, GROUPS
+                )
+                slope += more_slope
+                shift += more_shift
+        g = first + tl.arange(0, GROUPS)
+        store_pairs(averages, g, g < last_group, groups, tl.sum(slope, 0) / size, tl.sum(shift, 0) / size)
 
 
 @triton.jit(do_not_specialize=[*_SIZES, "programs"])
